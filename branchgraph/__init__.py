@@ -1,0 +1,1 @@
+"""branchgraph: the symbolic graph compiler for multi-branch neural networks."""

@@ -1,0 +1,1 @@
+"""Where programs run. Backends are reached through `branchgraph.compiler.backend`."""

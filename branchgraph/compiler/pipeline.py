@@ -1,0 +1,56 @@
+"""From a graph to an executable."""
+
+from __future__ import annotations
+
+from branchgraph.compiler.backend import Runner, backend
+from branchgraph.compiler.executable import Executable
+from branchgraph.compiler.program import Program, schedule
+from branchgraph.ir.graph import Graph
+from branchgraph.ir.hash import canonical_states, structural_hash
+from branchgraph.ir.state import Store
+from branchgraph.ir.verify import declared_ops, verify
+from branchgraph.passes.base import Pipeline
+from branchgraph.passes.clean import Canonical, CommonSubexpressions, Constants, DeadCode
+from branchgraph.passes.specialise import specialise
+
+#: What every graph goes through before it is scheduled.
+CLEANING = Pipeline((DeadCode(), Canonical(), Constants(), CommonSubexpressions(), DeadCode()))
+
+_PROGRAMS: dict[tuple[str, str], tuple[Program, Runner]] = {}
+_REMEMBERED = 256
+
+
+def compile(
+    graph: Graph, backend: str = "numpy", *, store: Store | None = None, seed: int = 0
+) -> Executable:
+    """An executable of `graph`: outputs, gradients and updates in one program.
+
+    A graph with declared ops is specialised for inference first (specialise a training graph
+    yourself, where you differentiate it). States without a value in `store` are initialised from
+    `seed`. Programs are cached by structure, so a graph built again does not compile again.
+    """
+    if declared_ops(graph):
+        graph = specialise(graph, training=False)
+    verify(graph)
+    states = canonical_states(graph)
+    program, runner = _prepared(graph, backend)
+    store = Store() if store is None else store
+    store.initialise(graph.states, seed)
+    names = tuple(graph.inputs)
+    return Executable(program, runner, names, tuple(states), tuple(graph.outputs), store)
+
+
+def _prepared(graph: Graph, name: str) -> tuple[Program, Runner]:
+    key = (structural_hash(graph), name)
+    if key not in _PROGRAMS:
+        if len(_PROGRAMS) >= _REMEMBERED:
+            _PROGRAMS.pop(next(iter(_PROGRAMS)))
+        numbering = {s: i for i, s in enumerate(canonical_states(graph))}
+        program = schedule(CLEANING.apply(graph), numbering)
+        _PROGRAMS[key] = program, backend(name).load(program)
+    return _PROGRAMS[key]
+
+
+def compilations() -> int:
+    """Programs made and still remembered; tests count them."""
+    return len(_PROGRAMS)

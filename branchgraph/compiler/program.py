@@ -1,0 +1,126 @@
+"""Program: what a backend runs. Not a graph, but instructions over numbered buffers.
+
+An instruction names its op, the buffers it reads and writes, and the buffers that die with it, so
+a backend needs no graph walk at run time. Rows that depend on data guard their instructions: when
+a count is zero the instructions of that segment are skipped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from branchgraph.ir.dims import Dim
+from branchgraph.ir.graph import Graph, Location, Value
+from branchgraph.ir.op import Op
+from branchgraph.ir.state import State
+from branchgraph.ir.types import TensorType
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """One op on buffers. `rows` is the data-dependent symbol its outputs are counted by, if any."""
+
+    op: Op
+    reads: tuple[int, ...]
+    writes: tuple[int, ...]
+    releases: tuple[int, ...]
+    types: tuple[TensorType, ...]
+    rows: str | None
+    name: str
+    scope: Location
+
+    @property
+    def in_branch(self) -> bool:
+        """Whether it stands in a declared branch (the head of an exit, say)."""
+        return any(part.branch for part in self.scope)
+
+
+@dataclass(frozen=True)
+class Argument:
+    """An input: its buffer and what may be fed to it."""
+
+    name: str
+    buffer: int
+    type: TensorType
+    default: float | None
+
+
+@dataclass(frozen=True)
+class Program:
+    """Instructions in order, and where arguments, states and results lie.
+
+    States are positions in the list of states of the graph the program was made from, so that one
+    program serves every graph of the same structure.
+    """
+
+    instructions: tuple[Instruction, ...]
+    buffers: int
+    arguments: tuple[Argument, ...]
+    states: tuple[tuple[int, int], ...]
+    outputs: tuple[int, ...]
+    updates: tuple[tuple[int, int], ...]
+    gradients: tuple[tuple[int, int], ...]
+
+
+def schedule(graph: Graph, numbering: Mapping[State, int]) -> Program:
+    """The program of a graph, in the graph's own order, with buffers released after last use."""
+    buffer: dict[Value, int] = {}
+    for value in (*graph.inputs.values(), *graph.reads.values()):
+        buffer[value] = len(buffer)
+    nodes = graph.nodes
+    for node in nodes:
+        for value in node.outputs:
+            buffer[value] = len(buffer)
+    kept = {buffer[v] for v in graph.roots}
+    last_use = _last_uses(graph, buffer)
+    computed = {buffer[v] for n in nodes for v in n.outputs}
+    introduced = {s for n in nodes for s in n.op.introduces}
+    instructions = []
+    for position, node in enumerate(nodes):
+        reads = tuple(buffer[v] for v in node.inputs)
+        writes = tuple(buffer[v] for v in node.outputs)
+        dying = dict.fromkeys(
+            b
+            for b in (*reads, *writes)
+            if b in computed and b not in kept and last_use.get(b, position) == position
+        )
+        instructions.append(
+            Instruction(
+                node.op,
+                reads,
+                writes,
+                tuple(dying),
+                tuple(v.type for v in node.outputs),
+                _guard(node.outputs, node.op, introduced),
+                node.name,
+                node.scope,
+            )
+        )
+    return Program(
+        tuple(instructions),
+        len(buffer),
+        tuple(Argument(n, buffer[v], v.type, v.default) for n, v in graph.inputs.items()),
+        tuple((numbering[s], buffer[v]) for s, v in graph.reads.items()),
+        tuple(buffer[v] for v in graph.outputs.values()),
+        tuple((numbering[s], buffer[v]) for s, v in graph.updates.items()),
+        tuple((numbering[s], buffer[v]) for s, v in graph.gradients.items()),
+    )
+
+
+def _last_uses(graph: Graph, buffer: Mapping[Value, int]) -> dict[int, int]:
+    """Position of the last instruction that reads each buffer."""
+    return {buffer[v]: i for i, node in enumerate(graph.nodes) for v in node.inputs}
+
+
+def _guard(outputs: tuple[Value, ...], op: Op, introduced: set[str]) -> str | None:
+    """The data-dependent symbol that counts the rows of every output."""
+    if op.introduces:
+        return None
+    leading = {v.shape[0] for v in outputs if v.shape}
+    if len(leading) != 1 or any(not v.shape for v in outputs):
+        return None
+    (size,) = leading
+    if isinstance(size, Dim) and str(size) in introduced:
+        return str(size)
+    return None

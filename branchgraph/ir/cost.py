@@ -1,0 +1,133 @@
+"""The cost model: multiply-accumulates, parameters and activation bytes of a graph.
+
+`macs` counts convolutions and products only. The mode `paradise` counts as the ParaDise repository
+does, per image: a convolution adds one MAC an output element for its bias, batch norm 2 an input
+element, activations 1 an output element, pooling 1 an input element; additions, softmax, sigmoid
+and means are free.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from branchgraph.ir.dims import DimLike
+from branchgraph.ir.errors import FormatError
+from branchgraph.ir.graph import Graph, Node
+from branchgraph.ir.ops.activation import Elu, LeakyRelu, Relu
+from branchgraph.ir.ops.conv import Conv
+from branchgraph.ir.ops.linear import Dense
+from branchgraph.ir.ops.norm import BatchNorm, BatchNormInference, BatchNormTraining
+from branchgraph.ir.ops.pool import AveragePool, MaxPool
+from branchgraph.ir.state import Role
+
+Rule = Callable[[Node], DimLike]
+
+
+def _plain(node: Node) -> DimLike:
+    types = tuple(v.type for v in node.inputs), tuple(v.type for v in node.outputs)
+    return node.op.macs(*types)
+
+
+def _conv_with_bias(node: Node) -> DimLike:
+    biased = len(node.inputs) == 3
+    return _plain(node) + (node.output.type.size if biased else 0)
+
+
+def _twice_input(node: Node) -> DimLike:
+    return 2 * node.inputs[0].type.size
+
+
+def _input_elements(node: Node) -> DimLike:
+    return node.inputs[0].type.size
+
+
+def _output_elements(node: Node) -> DimLike:
+    return node.output.type.size
+
+
+_PARADISE: dict[type, Rule] = {
+    Conv: _conv_with_bias,
+    Dense: _plain,
+    BatchNorm: _twice_input,
+    BatchNormTraining: _twice_input,
+    BatchNormInference: _twice_input,
+    Relu: _output_elements,
+    LeakyRelu: _output_elements,
+    Elu: _output_elements,
+    MaxPool: _input_elements,
+    AveragePool: _input_elements,
+}
+
+
+def _paradise(node: Node) -> DimLike:
+    rule = _PARADISE.get(type(node.op))
+    return rule(node) if rule else 0
+
+
+#: Counting mode to the MACs of one node.
+MODES: dict[str, Rule] = {
+    "plain": _plain,
+    "paradise": _paradise,
+}
+
+
+@dataclass(frozen=True)
+class GraphCost:
+    """Cost of a graph; dimensions may hold the batch symbol."""
+
+    macs: DimLike
+    parameters: int
+    activation_bytes: DimLike
+
+    def per_sample(self) -> GraphCost:
+        """The same for a batch of one."""
+        return GraphCost(_at_one(self.macs), self.parameters, _at_one(self.activation_bytes))
+
+
+def _at_one(d: DimLike) -> int:
+    if isinstance(d, int):
+        return d
+    value = d.substitute(dict.fromkeys(d.symbols, 1))
+    assert isinstance(value, int)
+    return value
+
+
+def node_macs(node: Node, mode: str = "plain") -> DimLike:
+    """Multiply-accumulates of one node under a counting mode."""
+    if mode not in MODES:
+        raise FormatError(f"unknown counting mode {mode!r}; known: {', '.join(MODES)}")
+    return MODES[mode](node)
+
+
+def cost(graph: Graph, mode: str = "plain") -> GraphCost:
+    """MACs, trainable parameters and bytes of all node outputs."""
+    macs: DimLike = 0
+    activation_bytes: DimLike = 0
+    for node in graph.nodes:
+        macs = macs + node_macs(node, mode)
+        for value in node.outputs:
+            activation_bytes = activation_bytes + value.type.nbytes
+    return GraphCost(macs, parameter_count(graph), activation_bytes)
+
+
+def parameter_count(graph: Graph) -> int:
+    """Number of trained scalars; a parameter that is read twice counts once."""
+    return sum(_elements(s.shape) for s in graph.states if s.role is Role.PARAMETER)
+
+
+def _elements(shape: tuple[int, ...]) -> int:
+    count = 1
+    for size in shape:
+        count *= size
+    return count
+
+
+def branch_macs(graph: Graph, mode: str = "plain") -> Mapping[str, int]:
+    """MACs per sample of each declared branch, and of the rest under the name `` (empty)."""
+    totals: dict[str, int] = {"": 0}
+    inside = {n: p for p, nodes in graph.branches().items() for n in nodes}
+    for node in graph.nodes:
+        path = inside.get(node, "")
+        totals[path] = totals.get(path, 0) + _at_one(node_macs(node, mode))
+    return totals

@@ -1,0 +1,19 @@
+"""All ops, one module a family. Importing this package registers every one of them."""
+
+from branchgraph.ir.ops import (  # noqa: F401
+    activation,
+    constant,
+    conv,
+    elementwise,
+    exit,
+    gate,
+    linear,
+    loss,
+    merge,
+    norm,
+    pool,
+    random,
+    reduce,
+    reshape,
+    rows,
+)

@@ -1,0 +1,142 @@
+"""Pass: a frozen dataclass whose fields are its options, from a graph to a new graph.
+
+A pass says what it claims: `equal` (equal values, NaN in the same places, the sign of zero free),
+`exact` (the same real function; float64 within 1e-9 relative) or `different` (another network on
+purpose). It never changes its argument, writes parameter expressions and never weights, and reports
+what it matched and what it refused and why.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+from branchgraph.ir.attributes import Attributes, field_types
+from branchgraph.ir.cost import cost
+from branchgraph.ir.errors import FormatError
+from branchgraph.ir.graph import Graph, Node
+from branchgraph.ir.rebuild import clone
+from branchgraph.ir.spec import arguments_for, format_spec, parse_spec
+from branchgraph.ir.verify import verify
+
+Claim = Literal["equal", "exact", "different"]
+
+
+@dataclass
+class Report:
+    """What a pass did."""
+
+    name: str
+    matches: list[str] = field(default_factory=list)
+    refusals: list[tuple[str, str]] = field(default_factory=list)
+    parameters: tuple[int, int] = (0, 0)
+    macs: tuple[int, int] = (0, 0)
+    seconds: float = 0.0
+
+    def matched(self, node: Node | str) -> None:
+        """Note that the pass rewrote `node`."""
+        self.matches.append(_describe(node))
+
+    def refused(self, node: Node | str, reason: str) -> None:
+        """Note that the pass left `node` alone, and why."""
+        self.refusals.append((_describe(node), reason))
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.name}: {len(self.matches)} matched, {len(self.refusals)} refused, "
+            f"parameters {self.parameters[0]:,} -> {self.parameters[1]:,}, "
+            f"MACs {self.macs[0]:,} -> {self.macs[1]:,}"
+        ]
+        lines += (f"  refused {where}: {why}" for where, why in self.refusals)
+        return "\n".join(lines)
+
+
+def _describe(node: Node | str) -> str:
+    return node if isinstance(node, str) else node.path or node.op.opcode
+
+
+@dataclass(frozen=True)
+class Result:
+    """A rewritten graph and the report of the pass."""
+
+    graph: Graph
+    report: Report
+
+
+@dataclass(frozen=True)
+class Pass(Attributes):
+    """Base of all passes, named on definition.
+
+    class Prune(Pass, spelling="prune_gates", claim="equal"): ...
+    """
+
+    spelling: ClassVar[str] = ""
+    claim: ClassVar[Claim] = "equal"
+    registry: ClassVar[dict[str, type[Pass]]] = {}
+
+    def __init_subclass__(cls, spelling: str = "", claim: Claim = "equal", **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if spelling:
+            cls.spelling, cls.claim = spelling, claim
+            Pass.registry[spelling] = cls
+
+    @property
+    def name(self) -> str:
+        """The specification string that builds this pass."""
+        return format_spec(self.spelling, self.attributes())
+
+    def rewrite(self, graph: Graph, report: Report) -> None:
+        """Change `graph`, a copy that the pass owns."""
+        raise NotImplementedError(self.spelling)
+
+    def run(self, graph: Graph) -> Result:
+        """The rewritten graph, verified, with the report."""
+        report = Report(self.name)
+        start = time.perf_counter()
+        new = clone(graph)
+        self.rewrite(new, report)
+        verify(new)
+        report.seconds = time.perf_counter() - start
+        before, after = cost(graph).per_sample(), cost(new).per_sample()
+        report.parameters = before.parameters, after.parameters
+        report.macs = int(str(before.macs)), int(str(after.macs))
+        return Result(new, report)
+
+    def apply(self, graph: Graph) -> Graph:
+        """The rewritten graph."""
+        return self.run(graph).graph
+
+    @staticmethod
+    def from_spec(text: str) -> Pass:
+        """The pass written as `text`, for example `insert_exits:after=conv1`."""
+        name, raw = parse_spec(text)
+        cls = Pass.registry.get(name)
+        if cls is None:
+            raise FormatError(f"unknown pass {name!r}; known: {', '.join(sorted(Pass.registry))}")
+        try:
+            return cls(**arguments_for(raw, field_types(cls), f"pass {name}"))
+        except TypeError as error:
+            raise FormatError(f"pass {name}: {error}") from None
+
+
+#: Called after each pass of a pipeline with the pass, the graph before it and its result.
+Instrument = Callable[[Pass, Graph, Result], None]
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """Passes one after another; instruments watch every step."""
+
+    passes: tuple[Pass, ...]
+    instruments: tuple[Instrument, ...] = ()
+
+    def apply(self, graph: Graph) -> Graph:
+        """The graph after all passes."""
+        for step in self.passes:
+            result = step.run(graph)
+            for instrument in self.instruments:
+                instrument(step, graph, result)
+            graph = result.graph
+        return graph

@@ -1,0 +1,148 @@
+"""Housekeeping passes: dead code, common sub-expressions, constants, canonical form.
+
+All four claim `equal`: the same values at every root, NaN in the same places.
+
+    dead code      a node no output, update or gradient needs is removed (updates are roots)
+    common         two nodes with one op and the same inputs become one
+    constants      full(c) through data movement and scalar arithmetic is evaluated once
+    canonical      add(a, b) of one type -> sum(a, b);  sum(sum(a, b), c) -> sum(a, b, c)
+                   sum(x), mean(x), product(x), maximum(x), concat(x) -> x
+                   cast to its own dtype -> x
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from branchgraph.ir.graph import Graph, Node, Value, at
+from branchgraph.ir.op import Op
+from branchgraph.ir.ops.constant import Full
+from branchgraph.ir.ops.elementwise import Add, Cast
+from branchgraph.ir.ops.merge import Concat, Maximum, Mean, Product, Sum
+from branchgraph.ir.ops.reduce import BroadcastTo
+from branchgraph.ir.ops.reshape import Reshape
+from branchgraph.passes.base import Pass, Report
+
+
+@dataclass(frozen=True)
+class DeadCode(Pass, spelling="dead_code", claim="equal"):
+    """Remove what no root needs; inputs stay, since they are the signature."""
+
+    def rewrite(self, graph: Graph, report: Report) -> None:
+        needed: set[Node] = set()
+        pending = [v.producer for v in graph.roots if v.producer]
+        while pending:
+            node = pending.pop()
+            if node not in needed:
+                needed.add(node)
+                pending += (v.producer for v in node.inputs if v.producer)
+        for node in graph.nodes:
+            if node not in needed:
+                report.matched(node)
+        graph.keep(node=needed.__contains__)
+        rooted = set(graph.roots)
+        reads = {s for s, v in graph.reads.items() if v.users or v in rooted}
+        graph.keep(read=reads.__contains__)
+
+
+@dataclass(frozen=True)
+class CommonSubexpressions(Pass, spelling="common_subexpressions", claim="equal"):
+    """Compute each thing once. Ops that introduce a symbol stay apart."""
+
+    def rewrite(self, graph: Graph, report: Report) -> None:
+        seen: dict[tuple[Op, tuple[Value, ...]], Node] = {}
+        for node in graph.nodes:
+            if node.op.introduces or node.op.declared:
+                continue
+            first = seen.setdefault((node.op, node.inputs), node)
+            if first is not node:
+                report.matched(node)
+                for old, new in zip(node.outputs, first.outputs):
+                    graph.replace(old, new)
+                graph.remove(node)
+
+
+@dataclass(frozen=True)
+class Constants(Pass, spelling="constants", claim="equal"):
+    """Fold ops whose operands are all filled constants and whose result is one too."""
+
+    def rewrite(self, graph: Graph, report: Report) -> None:
+        for node in graph.nodes:
+            value = _folded(node)
+            if value is None:
+                continue
+            report.matched(node)
+            with at(node.scope):
+                full = Full(value=value, shape=node.output.shape, dtype=node.output.dtype)
+                graph.replace(node.output, graph.emit(full))
+            graph.remove(node)
+        graph.touch()
+
+
+def _folded(node: Node) -> float | None:
+    """The one number that fills the result of `node`, if that can be known."""
+    moves = isinstance(node.op, (Reshape, BroadcastTo))
+    if len(node.outputs) != 1 or node.op.declared or (node.op.symbolic and not moves):
+        return None
+    constants = [v.producer.op if v.producer else None for v in node.inputs]
+    fills = [op for op in constants if isinstance(op, Full)]
+    if len(fills) != len(constants) or not fills:
+        return None
+    if moves:
+        return fills[0].value
+    if any(f.shape for f in fills) or node.output.shape:
+        return None
+    arrays = (np.array(f.value, f.dtype.numpy) for f in fills)
+    with np.errstate(all="ignore"):
+        (result,) = node.op.evaluate(*arrays)
+    return float(result)
+
+
+@dataclass(frozen=True)
+class Canonical(Pass, spelling="canonical", claim="equal"):
+    """One spelling for one thing, so that patterns and hashes need to know only that."""
+
+    def rewrite(self, graph: Graph, report: Report) -> None:
+        for node in graph.nodes:
+            replacement = self._replacement(graph, node)
+            if replacement is not None:
+                report.matched(node)
+                graph.replace(node.output, replacement)
+                graph.remove(node)
+        graph.touch()
+
+    def _replacement(self, graph: Graph, node: Node) -> Value | None:
+        op = node.op
+        if isinstance(op, (Sum, Mean, Product, Maximum, Concat)) and len(node.inputs) == 1:
+            return node.inputs[0]
+        if isinstance(op, Cast) and node.inputs[0].dtype == op.dtype:
+            return node.inputs[0]
+        if isinstance(op, (Add, Sum)) and _same_types(node):
+            terms = _terms(node)
+            if isinstance(op, Add) or len(terms) != len(node.inputs):
+                with at(node.scope):
+                    return graph.emit(Sum(), *terms, name=node.name)
+        return None
+
+
+def _same_types(node: Node) -> bool:
+    return all(v.type == node.output.type for v in node.inputs)
+
+
+def _terms(node: Node) -> list[Value]:
+    """Operands of a sum whose first operand, when a sum only this node reads, is spliced in.
+
+    Only the left operand: sums are added from left to right, so the order of additions stays.
+    """
+    first, *rest = node.inputs
+    inner = first.producer
+    spliced = (
+        inner is not None
+        and isinstance(inner.op, Sum)
+        and first.users == [node]
+        and first not in node.graph.roots
+        and first not in rest
+    )
+    return [*inner.inputs, *rest] if spliced and inner is not None else list(node.inputs)

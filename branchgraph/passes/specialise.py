@@ -1,0 +1,57 @@
+"""Choosing the mode: declared ops become plain ops, updates are attached, exits select rows.
+
+Batch norm takes batch statistics in training (with its running rule as updates) and running ones in
+inference; dropout draws or vanishes; exits keep every row in training and select rows in inference.
+Nothing else changes, so one declared graph serves both.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from branchgraph.ir.graph import Graph, Node, Value
+from branchgraph.ir.lowering import Lowering, Timing
+from branchgraph.ir.rebuild import Rebuild
+from branchgraph.passes.lower_exits import lower_exits
+
+
+class _Specialise(Rebuild):
+    def __init__(self, old: Graph, training: bool, statistics: Timing, randomness: str) -> None:
+        super().__init__(old)
+        self.lowering = Lowering(
+            self.new, training=training, statistics=statistics, randomness=randomness
+        )
+
+    def visit(self, node: Node, inputs: tuple[Value, ...]) -> tuple[Value, ...]:
+        if not node.op.declared:
+            return super().visit(node, inputs)
+        outputs = node.op.lower(inputs, self.lowering)
+        made = outputs[0].producer
+        if made is not None and not made.name and outputs[0] not in inputs:
+            made.name = node.name
+        return outputs
+
+    def finish(self) -> None:
+        super().finish()
+        for state, value in self.lowering.finish().items():
+            self.new.update(state, value)
+
+
+def specialise(
+    graph: Graph,
+    *,
+    training: bool,
+    statistics: Timing = "forward",
+    randomness: Literal["counter", "host"] = "counter",
+    exits: Literal["select", "all"] = "select",
+) -> Graph:
+    """A copy of `graph` in training or inference form.
+
+    `statistics` says when running statistics move (see `ir.lowering.Timing`); `randomness="host"`
+    turns each random stream into the input `random.<stream>`. In inference `exits="select"` lowers
+    exits to outputs `logits` and `exit` with only surviving rows computed further; `exits="all"`
+    computes every exit for every row.
+    """
+    if not training and exits == "select":
+        graph = lower_exits(graph)
+    return _Specialise(graph, training, statistics, randomness).run()
