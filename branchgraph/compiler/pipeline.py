@@ -26,11 +26,13 @@ def compile(
     """An executable of `graph`: outputs, gradients and updates in one program.
 
     A graph with declared ops is specialised for inference first (specialise a training graph
-    yourself, where you differentiate it). States without a value in `store` are initialised from
-    `seed`. Programs are cached by structure, so a graph built again does not compile again.
+    yourself, where you differentiate it). It is cleaned before that, so that what an exit's head
+    shares with the trunk is computed once, before the cut. States without a value in `store` are
+    initialised from `seed`. Programs are cached by structure: a graph built again is not compiled
+    again.
     """
     if declared_ops(graph):
-        graph = specialise(graph, training=False)
+        graph = specialise(CLEANING.apply(graph), training=False)
     verify(graph)
     states = canonical_states(graph)
     program, runner = _prepared(graph, backend)

@@ -71,19 +71,6 @@ def _channels(x: Value, what: str) -> int:
     return size
 
 
-def layer_name(graph: Graph, name: str, kind: str) -> str:
-    """`name`, or the first of `kind`, `kind_1`, ... that no node at this place carries."""
-    if name:
-        return name
-    location = here()
-    taken = {n.name for n in graph.nodes if n.scope == location}
-    k, candidate = 0, kind
-    while candidate in taken:
-        k += 1
-        candidate = f"{kind}_{k}"
-    return candidate
-
-
 def state(
     graph: Graph,
     layer: str,
@@ -117,7 +104,7 @@ def conv(
     is LeCun normal over fan_in = C / groups * prod(kernel); biases start at 0.
     """
     axes, channels = _spatial(x, "conv"), _channels(x, "conv")
-    name = layer_name(x.graph, name, "conv")
+    name = name or x.graph.unused_name("conv")
     if groups < 1 or channels % groups or filters % groups:
         raise ShapeError(
             f"conv {name}: {channels} channels and {filters} filters in {groups} groups"
@@ -149,7 +136,7 @@ def dense(
 ) -> Value:
     """Fully connected layer: x [N, ...], flattened, to [N, features]. Initialised like `conv`."""
     flat = flatten(x)
-    name = layer_name(x.graph, name, "dense")
+    name = name or x.graph.unused_name("dense")
     fan_in = _channels(flat, "dense")
     weight_init = init or LeCunNormal(fan_in=fan_in)
     operands = [
@@ -165,7 +152,7 @@ def batch_norm(
     x: Value, *, eps: float = 2e-5, decay: float = 0.9, unbiased: bool = True, name: str = ""
 ) -> Value:
     """Declared batch norm over axis 1; `decay` is the weight of the old running statistics."""
-    name = layer_name(x.graph, name, "batch_norm")
+    name = name or x.graph.unused_name("batch_norm")
     shape, g, dtype = (_channels(x, "batch_norm"),), x.graph, x.dtype
     operands = (
         state(g, name, "gamma", shape, Ones(), dtype=dtype),

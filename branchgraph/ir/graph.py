@@ -64,6 +64,14 @@ def path(location: Location) -> str:
     return "/".join(part.name for part in location)
 
 
+def shared_scope(a: Location, b: Location) -> Location:
+    """The longest location that contains both."""
+    depth = 0
+    while depth < min(len(a), len(b)) and a[depth] == b[depth]:
+        depth += 1
+    return a[:depth]
+
+
 class Value:
     """One array-valued edge of the graph.
 
@@ -202,6 +210,7 @@ class Graph:
         self._reads: dict[State, Value] = {}
         self._nodes: dict[Node, None] = {}
         self._ordered = True
+        self._names: set[tuple[Location, str]] = set()
 
     # -- declaration ---------------------------------------------------------------------------
 
@@ -267,7 +276,16 @@ class Graph:
         for value in inputs:
             value._users[node] = None
         self._nodes[node] = None
+        self._names.add((location, name))
         return node.outputs
+
+    def unused_name(self, kind: str) -> str:
+        """The first of `kind`, `kind_1`, ... that no node at the current scope carries."""
+        location, k, name = here(), 0, kind
+        while (location, name) in self._names:
+            k += 1
+            name = f"{kind}_{k}"
+        return name
 
     def emit(self, op: Op, *inputs: Value, name: str = "") -> Value:
         """Add a node with one output and return that."""
@@ -325,8 +343,9 @@ class Graph:
 
     @property
     def states(self) -> list[State]:
-        """States the graph reads or updates, in order of first mention."""
-        return list(dict.fromkeys([*self._reads, *self._updates]))
+        """States the graph reads or updates: first those of nodes, in their order, then the rest."""
+        used = (v.state for n in self.nodes for v in n.inputs if v.state is not None)
+        return list(dict.fromkeys([*used, *self._reads, *self._updates]))
 
     @property
     def reads(self) -> Mapping[State, Value]:
@@ -405,6 +424,18 @@ class Graph:
                 self.remove(n)
         self.inputs = {k: v for k, v in self.inputs.items() if input(k)}
         self._reads = {k: v for k, v in self._reads.items() if read(k)}
+
+    def place_after(self, anchor: Node, nodes: Iterable[Node]) -> None:
+        """Move `nodes`, in their order, to where `anchor` stands in the listing."""
+        moved = dict.fromkeys(nodes)
+        order: dict[Node, None] = {}
+        for node in self.nodes:
+            if node not in moved:
+                order[node] = None
+            if node is anchor:
+                order.update(moved)
+        self._nodes = order
+        self._ordered = False
 
     def touch(self) -> None:
         """Say that nodes were added out of order; the next reading sorts them."""

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from branchgraph.ir.attributes import Attributes
-from branchgraph.ir.dims import Dim, DimLike, Shape
+from branchgraph.ir.dims import Dim, DimLike, Shape, format_shape
 from branchgraph.ir.errors import FormatError, GradientError, GraphError, ShapeError
 from branchgraph.ir.types import TensorType
 
@@ -200,7 +200,7 @@ def broadcast_shapes(*shapes: Shape) -> Shape:
             if d == 1 or d == size:
                 continue
             if size != 1:
-                listed = " and ".join(str(list(s)) for s in shapes)
+                listed = " and ".join(format_shape(s) for s in shapes)
                 raise ShapeError(f"shapes {listed} do not broadcast: {size} against {d}")
             size = d
         result.append(size)

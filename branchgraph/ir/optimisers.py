@@ -146,3 +146,7 @@ def _root(x: Value) -> Value:
 def _power(base: float, exponent: Value) -> Value:
     """base^exponent for a positive constant base, as e^(exponent ln base)."""
     return exponent.graph.emit(make("exp"), exponent * math.log(base))
+
+
+#: Spelling to rule.
+OPTIMISERS: dict[str, type[Optimiser]] = {c.spelling: c for c in (SGD, MomentumSGD, Adam)}

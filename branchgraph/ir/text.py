@@ -28,7 +28,7 @@ from typing import Any, NoReturn
 from branchgraph.ir.attributes import Word, build, format_value
 from branchgraph.ir.dims import LARGEST_DIMENSION, DimLike, as_shape
 from branchgraph.ir.errors import BranchgraphError, FormatError
-from branchgraph.ir.graph import Graph, Location, Node, Scope, Value, at
+from branchgraph.ir.graph import Graph, Location, Node, Scope, Value, at, shared_scope
 from branchgraph.ir.initialisers import Initialiser
 from branchgraph.ir.op import Op
 from branchgraph.ir.state import Role, State
@@ -104,7 +104,7 @@ def _format_state(state: State) -> str:
 def _format_nodes(graph: Graph, labels: Labels) -> Iterator[str]:
     open_scopes: Location = ()
     for node in graph.nodes:
-        shared = _common(open_scopes, node.scope)
+        shared = len(shared_scope(open_scopes, node.scope))
         for depth in range(len(open_scopes), shared, -1):
             yield "  " * depth + "}"
         for depth in range(shared, len(node.scope)):
@@ -115,13 +115,6 @@ def _format_nodes(graph: Graph, labels: Labels) -> Iterator[str]:
         yield "  " * (len(open_scopes) + 1) + format_node(node, labels)
     for depth in range(len(open_scopes), 0, -1):
         yield "  " * depth + "}"
-
-
-def _common(a: Location, b: Location) -> int:
-    shared = 0
-    while shared < min(len(a), len(b)) and a[shared] == b[shared]:
-        shared += 1
-    return shared
 
 
 def format_node(node: Node, labels: Labels) -> str:
@@ -235,6 +228,9 @@ class _Parser:
         self._body(graph)
         t.expect("}")
         t.skip_lines()
+        for state in self.states.values():
+            if state not in graph.reads and state not in graph.updates:
+                graph.read(state)
         if t.kind != "end":
             t.fail("the end of the text")
         return graph

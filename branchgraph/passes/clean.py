@@ -12,11 +12,12 @@ All four claim `equal`: the same values at every root, NaN in the same places.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 
-from branchgraph.ir.graph import Graph, Node, Value, at
+from branchgraph.ir.graph import Graph, Node, Value, at, shared_scope
 from branchgraph.ir.op import Op
 from branchgraph.ir.ops.constant import Full
 from branchgraph.ir.ops.elementwise import Add, Cast
@@ -31,13 +32,7 @@ class DeadCode(Pass, spelling="dead_code", claim="equal"):
     """Remove what no root needs; inputs stay, since they are the signature."""
 
     def rewrite(self, graph: Graph, report: Report) -> None:
-        needed: set[Node] = set()
-        pending = [v.producer for v in graph.roots if v.producer]
-        while pending:
-            node = pending.pop()
-            if node not in needed:
-                needed.add(node)
-                pending += (v.producer for v in node.inputs if v.producer)
+        needed = nodes_below(v.producer for v in graph.roots if v.producer)
         for node in graph.nodes:
             if node not in needed:
                 report.matched(node)
@@ -47,9 +42,24 @@ class DeadCode(Pass, spelling="dead_code", claim="equal"):
         graph.keep(read=reads.__contains__)
 
 
+def nodes_below(tops: Iterable[Node]) -> set[Node]:
+    """`tops` and every node they depend on."""
+    found: set[Node] = set()
+    pending = list(tops)
+    while pending:
+        node = pending.pop()
+        if node not in found:
+            found.add(node)
+            pending += (v.producer for v in node.inputs if v.producer)
+    return found
+
+
 @dataclass(frozen=True)
 class CommonSubexpressions(Pass, spelling="common_subexpressions", claim="equal"):
-    """Compute each thing once. Ops that introduce a symbol stay apart."""
+    """Compute each thing once. Ops that introduce a symbol or have no mode yet stay apart.
+
+    What two branches share stands in the scope they share: it belongs to neither of them.
+    """
 
     def rewrite(self, graph: Graph, report: Report) -> None:
         seen: dict[tuple[Op, tuple[Value, ...]], Node] = {}
@@ -59,6 +69,7 @@ class CommonSubexpressions(Pass, spelling="common_subexpressions", claim="equal"
             first = seen.setdefault((node.op, node.inputs), node)
             if first is not node:
                 report.matched(node)
+                first.scope = shared_scope(first.scope, node.scope)
                 for old, new in zip(node.outputs, first.outputs):
                     graph.replace(old, new)
                 graph.remove(node)

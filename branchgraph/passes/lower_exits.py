@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from branchgraph.ir.dims import Dim, DimLike
 from branchgraph.ir.errors import RefusalError
-from branchgraph.ir.graph import Graph, Node, Value, at, scope
+from branchgraph.ir.graph import Graph, Node, Scope, Value, at, scope
 from branchgraph.ir.ops.constant import Full
 from branchgraph.ir.ops.elementwise import LogicalNot
 from branchgraph.ir.ops.exit import Exit, leaves
@@ -28,10 +28,14 @@ from branchgraph.ir.ops.rows import Compact, Scatter
 from branchgraph.ir.rebuild import clone
 from branchgraph.ir.types import DType
 
+#: Where results are put back in the order of the input.
+GATHER = Scope("gather")
+
 
 def exits_of(graph: Graph) -> list[Node]:
-    """The exits of a declared graph in order; the last one is the way out for the rest."""
-    return [n for n in graph.nodes if isinstance(n.op, Exit)]
+    """The exits of a declared graph in order; the one without a threshold comes last."""
+    found = [n for n in graph.nodes if isinstance(n.op, Exit)]
+    return sorted(found, key=lambda n: len(n.inputs) == 1)
 
 
 def lower_exits(graph: Graph) -> Graph:
@@ -187,7 +191,7 @@ class _Lower:
     def _gather(self, cuts: list[tuple[Value, Value]], logits: Value) -> None:
         """Results of all exits in the order of the input."""
         taken = self._exit_number(logits, len(cuts))
-        with at(()), scope("gather"):
+        with at((GATHER,)):
             for k, (base, stay) in reversed(list(enumerate(cuts))):
                 logits = self.new.emit(Scatter(), stay, logits, base)
                 taken = self.new.emit(Scatter(), stay, taken, self._exit_number(base, k))

@@ -1,0 +1,1 @@
+"""Measuring networks: threshold sweeps, and their plots."""

@@ -1,0 +1,223 @@
+"""Threshold sweeps: accuracy, exit shares and honest time for every setting.
+
+Time is wall clock around the whole inference call: trunk, heads, softmax, criterion, gathering of
+rows and putting results back. The original's figure, the trunk's time alone, is a second column,
+taken in a run of its own. Gain = time of the network without branches / time with exits.
+"""
+
+from __future__ import annotations
+
+import csv
+import statistics
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from branchgraph.compiler import Executable, compile
+from branchgraph.compiler.program import Instruction
+from branchgraph.ir.errors import FormatError, GraphError
+from branchgraph.ir.graph import Graph
+from branchgraph.ir.ops.exit import Exit, ExitScore
+from branchgraph.ir.state import Store
+from branchgraph.passes.insert_exits import RemoveExits
+from branchgraph.passes.lower_exits import GATHER, exits_of
+
+
+@dataclass(frozen=True)
+class Point:
+    """One setting of a sweep. Accuracies and shares are fractions, times seconds a sample."""
+
+    threshold: tuple[float, ...]
+    accuracy: float
+    exit_shares: tuple[float, ...]
+    exit_accuracies: tuple[float, ...]
+    largest_score: float
+    seconds_per_sample: float
+    trunk_seconds_per_sample: float
+    gain: float
+    trunk_gain: float
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """The network without branches."""
+
+    accuracy: float
+    seconds_per_sample: float
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """The baseline and all settings of a sweep."""
+
+    baseline: Baseline
+    points: tuple[Point, ...]
+    exits: tuple[str, ...]
+    batch: int
+
+
+class _Measured:
+    """One executable over one data set in batches."""
+
+    def __init__(self, executable: Executable, x: np.ndarray, batch: int) -> None:
+        self.executable = executable
+        self.x = x
+        self.batch = batch
+        self.run({}, slice(0, batch))
+
+    def run(self, fed: Mapping[str, float], rows: slice) -> dict[str, np.ndarray]:
+        return self.executable.run({**fed, "x": self.x[rows]})
+
+    def outputs(self, fed: Mapping[str, float]) -> tuple[dict[str, np.ndarray], float]:
+        """All outputs, and wall-clock seconds."""
+        parts = []
+        start = time.perf_counter()
+        for i in range(0, len(self.x), self.batch):
+            parts.append(self.run(fed, slice(i, i + self.batch)))
+        seconds = time.perf_counter() - start
+        return {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}, seconds
+
+    def trunk_seconds(self, fed: Mapping[str, float]) -> float:
+        """Seconds in instructions of the trunk: no head, criterion or gathering."""
+        total = 0.0
+
+        def observe(instruction: Instruction, seconds: float) -> None:
+            nonlocal total
+            if not instruction.in_branch and instruction.scope[:1] != (GATHER,):
+                total += seconds
+
+        for i in range(0, len(self.x), self.batch):
+            self.executable.run({**fed, "x": self.x[i : i + self.batch]}, observe)
+        return total
+
+
+def sweep(
+    graph: Graph,
+    store: Store,
+    x: np.ndarray,
+    labels: np.ndarray,
+    thresholds: Iterable[float | Sequence[float]],
+    *,
+    batch: int = 1,
+    repeats: int = 3,
+    backend: str = "numpy",
+) -> Sweep:
+    """Measure a declared network with exits at every setting of its thresholds.
+
+    A number sets all early exits, a sequence one each. Times are medians of `repeats` passes over
+    the data in batches of `batch`, the baseline's passes interleaved with those of the settings.
+    """
+    exits = exits_of(graph)
+    early = [n for n in exits if len(n.inputs) > 1]
+    if not early:
+        raise GraphError(f"{graph.name} has no early exits to sweep; insert some (insert_exits)")
+    settings = [_setting(t, len(early)) for t in thresholds]
+    names = [n.inputs[1].name for n in early]
+    branchy = _Measured(compile(graph, backend, store=store), x, batch)
+    plain = _Measured(compile(RemoveExits().apply(graph), backend, store=store), x, batch)
+    times: list[list[float]] = [[] for _ in settings]
+    base_times: list[float] = []
+    results = []
+    for repeat in range(repeats):
+        base_outputs, seconds = plain.outputs({})
+        base_times.append(seconds)
+        for k, setting in enumerate(settings):
+            outputs, seconds = branchy.outputs(dict(zip(names, setting)))
+            times[k].append(seconds)
+            if repeat == 0:
+                results.append(outputs)
+    base = statistics.median(base_times) / len(x)
+    accuracy = float(np.mean(base_outputs["logits"].argmax(axis=1) == labels))
+    points = tuple(
+        _point(
+            exits, setting, outputs, labels, statistics.median(spent) / len(x),
+            branchy.trunk_seconds(dict(zip(names, setting))) / len(x), base,
+        )
+        for setting, outputs, spent in zip(settings, results, times)
+    )  # fmt: skip
+    exit_names = tuple(n.op.name for n in exits if isinstance(n.op, Exit))
+    return Sweep(Baseline(accuracy, base), points, exit_names, batch)
+
+
+def _setting(threshold: float | Sequence[float], count: int) -> tuple[float, ...]:
+    if isinstance(threshold, (int, float)):
+        return (float(threshold),) * count
+    if len(threshold) != count:
+        raise GraphError(f"{count} early exits need {count} thresholds, got {tuple(threshold)}")
+    return tuple(float(t) for t in threshold)
+
+
+def _point(
+    exits: list, setting: tuple[float, ...], outputs: Mapping[str, np.ndarray],
+    labels: np.ndarray, seconds: float, trunk: float, base: float,
+) -> Point:  # fmt: skip
+    right = outputs["logits"].argmax(axis=1) == labels
+    taken = outputs["exit"]
+    at_exit = [taken == k for k in range(len(exits))]
+    first = outputs["logits"][at_exit[0]]
+    return Point(
+        threshold=setting,
+        accuracy=float(right.mean()),
+        exit_shares=tuple(float(m.mean()) for m in at_exit),
+        exit_accuracies=tuple(float(right[m].mean()) if m.any() else 0.0 for m in at_exit),
+        largest_score=_largest_score(exits[0].op.criterion, first),
+        seconds_per_sample=seconds,
+        trunk_seconds_per_sample=trunk,
+        gain=base / seconds,
+        trunk_gain=base / trunk,
+    )
+
+
+def _largest_score(criterion: str, logits: np.ndarray) -> float:
+    """The largest criterion score among samples that left at the first exit (0 if none did)."""
+    if criterion == "patience" or not len(logits):
+        return 0.0
+    return float(ExitScore(criterion=criterion).evaluate(logits)[0].max())
+
+
+#: Header of the table and the CSV file, as the reference prints it, with honest time first.
+COLUMNS = (
+    "network", "accuracy (%)", "time (ms)", "gain", "threshold", "exit (%)",
+    "trunk-only time (ms)", "trunk-only gain",
+)  # fmt: skip
+
+
+def rows(result: Sweep, name: str) -> list[tuple[str, ...]]:
+    """The sweep as text cells under `COLUMNS`, the baseline first."""
+    base = result.baseline
+    cells = [(name, f"{100 * base.accuracy:.2f}", _ms(base.seconds_per_sample), "1.00", "-", "-",
+              _ms(base.seconds_per_sample), "1.00")]  # fmt: skip
+    for p in result.points:
+        cells.append(
+            (
+                f"B-{name}", f"{100 * p.accuracy:.2f}", _ms(p.seconds_per_sample), f"{p.gain:.2f}",
+                ", ".join(f"{t:g}" for t in p.threshold),
+                ", ".join(f"{100 * s:.2f}" for s in p.exit_shares),
+                _ms(p.trunk_seconds_per_sample), f"{p.trunk_gain:.2f}",
+            )
+        )  # fmt: skip
+    return cells
+
+
+def _ms(seconds: float) -> str:
+    return f"{1000 * seconds:.4f}"
+
+
+def write_csv(result: Sweep, name: str, path: Path) -> None:
+    """The sweep as CSV, or `FormatError` when the file cannot be written."""
+    try:
+        with path.open("w", newline="", encoding="utf-8") as stream:
+            csv.writer(stream).writerows([COLUMNS, *rows(result, name)])
+    except OSError as error:
+        raise FormatError(f"{path}: cannot be written: {error.strerror}") from None
+
+
+def table(result: Sweep, name: str) -> str:
+    """The sweep as a table for a terminal."""
+    cells = [COLUMNS, *rows(result, name)]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(COLUMNS))]
+    lines = ["  ".join(c.rjust(w) for c, w in zip(row, widths)) for row in cells]
+    return "\n".join([lines[0], "  ".join("-" * w for w in widths), *lines[1:]])

@@ -1,0 +1,250 @@
+"""DOT source of a graph, for Graphviz.
+
+Data flows from top to bottom. A declared branch is a tinted cluster with its name, a plain scope a
+pale one. The steps of a layer (convolution, batch norm, ReLU, pooling) share a box, a row each;
+merges, gates, exits, losses, inputs and outputs have shapes of their own (`show.style`). The same
+graph always gives the same text.
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterable
+
+import graphviz
+
+from branchgraph.ir.graph import Graph, Location, Node, Value
+from branchgraph.ir.text import Labels, format_node
+from branchgraph.show import describe
+from branchgraph.show.picture import Picture
+from branchgraph.show.style import (
+    BRANCH_FILL,
+    BRANCH_LINE,
+    LOOKS,
+    SCOPE_FILL,
+    SCOPE_LINE,
+    STEPS,
+    Kind,
+    Look,
+    kind,
+)
+
+_FONT = "Helvetica,Arial,DejaVu Sans,sans-serif"
+_GRAPH = {
+    "rankdir": "TB", "nodesep": "0.22", "ranksep": "0.2", "fontname": _FONT, "fontsize": "12",
+    "labelloc": "t", "bgcolor": "white", "pad": "0.15",
+}  # fmt: skip
+_NODE = {"fontname": _FONT, "fontsize": "10", "width": "0", "height": "0", "margin": "0.08,0.04"}
+_EDGE = {
+    "fontname": _FONT, "fontsize": "8", "fontcolor": "#5A5A5A", "color": "#5A5A5A",
+    "arrowsize": "0.55",
+}  # fmt: skip
+#: Shapes whose outline leaves room enough: the label needs no margin of its own.
+_ROOMY = frozenset({"diamond", "ellipse", "invtrapezium", "hexagon", "doubleoctagon"})
+
+
+def to_dot(
+    graph: Graph,
+    *,
+    shapes: bool = True,
+    states: bool = False,
+    updates: bool = False,
+    stack: bool = True,
+    legend: bool = True,
+) -> str:
+    """DOT source of `graph`.
+
+    `shapes` writes shapes at the edges; `states` draws states, 0-d inputs and parameter
+    expressions, which are otherwise folded into labels; `updates` draws gradients, updates and what
+    leads to nothing else; `stack` draws the steps of a layer in one box.
+    """
+    picture = Picture(graph, states=states, updates=updates)
+    return _Drawer(picture, shapes=shapes, stack=stack, legend=legend).run().source
+
+
+def escape(text: str) -> str:
+    """Clean text for a Graphviz HTML-like label, where a backslash still starts an escape."""
+    return html.escape(text).replace("\\", "\\\\")
+
+
+class _Drawer:
+    def __init__(self, picture: Picture, *, shapes: bool, stack: bool, legend: bool) -> None:
+        self.picture = picture
+        self.shapes = shapes
+        self.legend = legend
+        self.stacks = picture.stacks() if stack else [[n] for n in picture.nodes]
+        self.labels = Labels(picture.graph)
+        self.ids: dict[Node | Value, str] = {}
+        self.dot = graphviz.Digraph(
+            graphviz.escape(describe.clean(picture.graph.name)),
+            graph_attr={**_GRAPH, "label": self._title()},
+            node_attr=_NODE,
+            edge_attr=_EDGE,
+        )
+
+    def run(self) -> graphviz.Digraph:
+        for i, stack in enumerate(self.stacks):
+            self.ids.update(dict.fromkeys(stack, f"n{i}"))
+        for i, value in enumerate(self.picture.inputs):
+            self._leaf(f"i{i}", value)
+        placed = {loc: [s for s in self.stacks if s[0].scope == loc] for loc in self._locations()}
+        self._cluster(self.dot, (), placed)
+        self._outputs()
+        self._edges()
+        if self.legend:
+            self._legend()
+        return self.dot
+
+    def _title(self) -> str:
+        name = escape(describe.clean(self.picture.graph.name))
+        totals = escape(self.picture.totals())
+        return f'<<B>{name}</B><BR/><FONT POINT-SIZE="9">{totals}</FONT><BR/>>'
+
+    # -- clusters ------------------------------------------------------------------------------
+
+    def _locations(self) -> list[Location]:
+        """All locations that hold nodes, and those around them, in order of first use."""
+        found: dict[Location, None] = {(): None}
+        for stack in self.stacks:
+            scope = stack[0].scope
+            found.update((scope[:depth], None) for depth in range(1, len(scope) + 1))
+        return list(found)
+
+    def _cluster(
+        self, into: graphviz.Digraph, at: Location, placed: dict[Location, list[list[Node]]]
+    ) -> None:
+        for stack in placed[at]:
+            self._box(into, stack)
+        inner = [loc for loc in placed if len(loc) == len(at) + 1 and loc[: len(at)] == at]
+        for location in inner:
+            scope = location[-1]
+            order = list(placed).index(location)
+            with into.subgraph(name=f"cluster_{order}") as cluster:
+                cluster.attr(**(_branch_look() if scope.branch else _scope_look()))
+                cluster.attr(label=f"<<B>{escape(describe.clean(scope.name))}</B>>")
+                self._cluster(cluster, location, placed)
+
+    # -- nodes ---------------------------------------------------------------------------------
+
+    def _leaf(self, id: str, value: Value) -> None:
+        self.ids[value] = id
+        look = Kind.STATE if value.state else Kind.INPUT
+        second = value.state.role.value if value.state else ""
+        if value.default is not None:
+            second = f"= {describe.number(value.default)}"
+        self._shape(self.dot, id, look, _two_lines(describe.clean(value.name), second), value.label)
+
+    def _box(self, into: graphviz.Digraph, stack: list[Node]) -> None:
+        id = self.ids[stack[0]]
+        tooltip = "\n".join(format_node(n, self.labels) for n in stack)
+        first = kind(stack[0])
+        if first in STEPS:
+            self._rows(into, id, stack, tooltip)
+        else:
+            self._shape(into, id, first, self._node_label(stack[0]), tooltip)
+
+    def _rows(self, into: graphviz.Digraph, id: str, stack: list[Node], tooltip: str) -> None:
+        """The steps of one layer: a table with a coloured row each."""
+        rows = "".join(map(self._row, stack))
+        table = f'<TABLE BORDER="0" CELLBORDER="0" CELLSPACING="0" CELLPADDING="3">{rows}</TABLE>'
+        kinds = [kind(n) for n in stack]
+        look = LOOKS[kinds[0]]
+        into.node(
+            id, f"<{table}>", shape=look.shape, margin="0", color=look.line, fillcolor=look.fill,
+            style=look.style, tooltip=_quoted(tooltip), **{"class": _classes(kinds)},
+        )  # fmt: skip
+
+    def _row(self, node: Node) -> str:
+        fill = LOOKS[kind(node)].fill
+        name = f"<B>{escape(describe.title(node))}</B>"
+        about = escape(self.picture.subtitle(node))
+        parameters = self.picture.parameters(node)
+        right = f'<FONT POINT-SIZE="8" COLOR="#5A5A5A">{parameters}</FONT>' if parameters else ""
+        left = f"{name} {about}" if about else name
+        return (
+            f'<TR><TD ALIGN="LEFT" BGCOLOR="{fill}">{left}</TD>'
+            f'<TD ALIGN="RIGHT" BGCOLOR="{fill}">{right}</TD></TR>'
+        )
+
+    def _node_label(self, node: Node) -> str:
+        lines = [self.picture.subtitle(node), self.picture.parameters(node)]
+        return _two_lines(describe.title(node), ", ".join(filter(None, lines)))
+
+    def _shape(
+        self, into: graphviz.Digraph, id: str, of: Kind, label: str, tooltip: str
+    ) -> None:
+        into.node(id, label, tooltip=_quoted(tooltip), **_attributes(of))
+
+    def _outputs(self) -> None:
+        for i, (name, value) in enumerate(self.picture.outputs):
+            self._sink(f"o{i}", Kind.OUTPUT, _two_lines(describe.clean(name), ""), value)
+        for i, (word, state, value) in enumerate(self.picture.commits):
+            label = _two_lines(describe.clean(state.name), word)
+            self._sink(f"u{i}", Kind.UPDATE, label, value)
+
+    def _sink(self, id: str, of: Kind, label: str, value: Value) -> None:
+        self._shape(self.dot, id, of, label, value.label)
+        if self.picture.draws(value):
+            self._edge(value, id)
+
+    # -- edges ---------------------------------------------------------------------------------
+
+    def _edges(self) -> None:
+        for stack in self.stacks:
+            for value in self.picture.operands(stack[0]):
+                self._edge(value, self.ids[stack[0]])
+
+    def _edge(self, value: Value, head: str) -> None:
+        tail = self.ids[value.producer or value]
+        label = f" {describe.shape(value.type)} " if self.shapes else ""
+        self.dot.edge(tail, head, _quoted(label))
+
+    # -- legend --------------------------------------------------------------------------------
+
+    def _legend(self) -> None:
+        """One node a kind, under each other, off the way of the data."""
+        kinds = self.picture.kinds()
+        with self.dot.subgraph(name="cluster_legend") as cluster:
+            cluster.attr(label="<<B>Legend</B>>", fontsize="9", color="#C4C4C4", style="rounded")
+            for k in kinds:
+                looks = {**_attributes(k), "fontsize": "8", "class": f"legend {k.value}"}
+                cluster.node(f"legend_{k.value}", LOOKS[k].words, **looks)
+        for above, below in zip(kinds, kinds[1:]):
+            self.dot.edge(f"legend_{above.value}", f"legend_{below.value}", style="invis")
+
+
+def _quoted(text: str) -> str:
+    """`text` as an ordinary DOT string; Graphviz would read entities in it."""
+    return graphviz.escape(text.replace("&", "&amp;"))
+
+
+def _two_lines(first: str, second: str) -> str:
+    small = f'<BR/><FONT POINT-SIZE="9">{escape(second)}</FONT>' if second else ""
+    return f"<<B>{escape(first)}</B>{small}>"
+
+
+def _classes(kinds: Iterable[Kind]) -> str:
+    return " ".join(dict.fromkeys(k.value for k in kinds))
+
+
+def _attributes(of: Kind) -> dict[str, str]:
+    look: Look = LOOKS[of]
+    margin = {"margin": "0.02,0.01"} if look.shape in _ROOMY else {}
+    return {
+        "shape": look.shape, "fillcolor": look.fill, "color": look.line, "fontcolor": look.ink,
+        "style": look.style, "class": of.value, **margin,
+    }  # fmt: skip
+
+
+def _branch_look() -> dict[str, str]:
+    return {
+        "style": "filled,rounded", "fillcolor": BRANCH_FILL, "color": BRANCH_LINE,
+        "fontcolor": "#2F5688", "fontsize": "10", "labeljust": "l", "class": "branch",
+    }  # fmt: skip
+
+
+def _scope_look() -> dict[str, str]:
+    return {
+        "style": "filled,rounded,dashed", "fillcolor": SCOPE_FILL, "color": SCOPE_LINE,
+        "fontcolor": "#6A6A6A", "fontsize": "9", "labeljust": "l", "class": "scope",
+    }  # fmt: skip

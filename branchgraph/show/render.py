@@ -1,0 +1,132 @@
+"""Drawing a graph into a file: SVG, PNG, PDF, DOT source or text, by the suffix of its name.
+
+Pictures are laid out by Graphviz, which comes inside the wheels of pygraphviz; the program `dot` on
+the PATH is the second choice. Where neither works the graph is drawn as text beside the file that
+was asked for, with a warning that names the command which brings Graphviz.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import graphviz
+
+from branchgraph.ir.errors import FormatError, MissingError
+from branchgraph.ir.graph import Graph
+from branchgraph.show.dot import to_dot
+from branchgraph.show.text import to_text
+
+#: The one command that brings a renderer.
+INSTALL = "python -m pip install 'pygraphviz>=2'"
+
+#: Resolution of PNG files, in pixels per inch.
+PNG_DPI = 144
+
+PICTURES = (".svg", ".png", ".pdf")
+SUFFIXES = (*PICTURES, ".dot", ".txt")
+
+#: Graphviz inside the process keeps global state, so one thread draws at a time.
+_GRAPHVIZ = threading.Lock()
+
+
+class DrawingWarning(UserWarning):
+    """A graph was drawn in another form than the one asked for."""
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A file that was drawn: where it is, what drew it, and what there is to say about it."""
+
+    path: Path
+    renderer: str
+    note: str = ""
+
+
+def render(graph: Graph, path: str | os.PathLike[str], **options: bool) -> Drawing:
+    """Draw `graph` into `path`; the suffix chooses .svg, .png, .pdf, .dot or .txt.
+
+    `options` are those of `to_dot`. Raises `FormatError` for another suffix and `MissingError` when
+    the folder does not exist. Without Graphviz the drawing is a `.txt` file beside `path`.
+    """
+    target = Path(path)
+    suffix = target.suffix.lower()
+    if suffix not in SUFFIXES:
+        raise FormatError(f"{target.name}: cannot draw {suffix!r}; use one of {', '.join(SUFFIXES)}")
+    if suffix == ".txt":
+        return _text(graph, target, options)
+    source = to_dot(graph, **options)
+    if suffix == ".dot":
+        write(target, source.encode())
+        return Drawing(target, "source")
+    reasons = []
+    for name, renderer in RENDERERS.items():
+        try:
+            picture = renderer(source, suffix[1:])
+        except (ImportError, OSError, ValueError, RuntimeError) as error:
+            reasons.append(f"{name}: {_first_line(error)}")
+        else:
+            write(target, picture)
+            return Drawing(target, name)
+    drawing = _text(graph, target.with_suffix(".txt"), options)
+    note = (
+        f"{target.name} was drawn as text, {drawing.path.name}, because Graphviz is missing "
+        f"({'; '.join(reasons)}); run: {INSTALL}"
+    )
+    warnings.warn(note, DrawingWarning, stacklevel=2)
+    return Drawing(drawing.path, drawing.renderer, note)
+
+
+def _text(graph: Graph, target: Path, options: dict[str, bool]) -> Drawing:
+    shown = {k: options[k] for k in ("states", "updates") if k in options}
+    write(target, to_text(graph, **shown).encode())
+    return Drawing(target, "text")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+# -- renderers -------------------------------------------------------------------------------------
+
+
+def _by_pygraphviz(source: str, format: str) -> bytes:
+    import pygraphviz
+
+    with _GRAPHVIZ:
+        picture = pygraphviz.AGraph(string=source)
+        if format == "png":
+            picture.graph_attr["dpi"] = str(PNG_DPI)
+        return bytes(picture.draw(format=format, prog="dot"))
+
+
+def _by_dot(source: str, format: str) -> bytes:
+    if format == "png":
+        source = source.replace("{", f"{{\n\tdpi={PNG_DPI}", 1)
+    return graphviz.Source(source).pipe(format=format, quiet=True)
+
+
+#: Renderers in the order in which they are tried.
+RENDERERS: dict[str, Callable[[str, str], bytes]] = {
+    "pygraphviz": _by_pygraphviz,
+    "dot": _by_dot,
+}
+
+
+# -- files -----------------------------------------------------------------------------------------
+
+
+def write(path: Path, content: bytes) -> None:
+    """Write a whole file or nothing: to a temporary name beside `path`, then over it."""
+    if not path.parent.is_dir():
+        raise MissingError(f"there is no folder {path.parent}; create it: mkdir -p '{path.parent}'")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
+    try:
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,169 @@
+"""A drawing of a graph for the terminal: one line a layer, blocks for scopes and branches.
+
+    b_lenet · 66,940 parameters · 1,000,000 MACs per sample
+        ○ x                                   N×1×28×28
+     %0 ■ conv1 5x5, 5, pad 3                 N×5×30×30   130 params
+        ╭ branch exit1
+     %1 │ ▽ max pool 2x2/2, cover all ← conv1  N×5×15×15
+
+A line reads the line above it unless it names what it reads after `←`. The numbers are those of the
+machine form (`ir.text.format_graph`), of which this is the short version for people.
+"""
+
+from __future__ import annotations
+
+import textwrap
+import unicodedata
+from collections.abc import Iterator
+
+from branchgraph.ir.graph import Graph, Location, Node, Value
+from branchgraph.ir.text import Labels
+from branchgraph.show import describe
+from branchgraph.show.picture import Picture
+from branchgraph.show.style import LOOKS, Kind, kind
+
+#: Narrower drawings would cut every label.
+_NARROWEST = 48
+
+
+def to_text(
+    graph: Graph, width: int = 100, *, states: bool = False, updates: bool = False
+) -> str:
+    """A drawing of `graph` in lines of at most `width` columns, ending in a newline.
+
+    `states` and `updates` draw what `to_dot` draws under these names.
+    """
+    picture = Picture(graph, states=states, updates=updates)
+    return "\n".join([*_Writer(picture, max(width, _NARROWEST)).lines(), ""])
+
+
+class _Writer:
+    def __init__(self, picture: Picture, width: int) -> None:
+        self.picture = picture
+        self.width = width
+        self.labels = Labels(picture.graph).values
+        self.last: Value | Node | None = None
+        drawn = [v for n in picture.nodes for v in n.outputs]
+        ids = [self.labels[v] for v in drawn]
+        self.id_width = max(map(len, ids), default=0)
+        paths = [v.label for v in drawn]
+        repeated = {p for p in paths if paths.count(p) > 1} if len(paths) < 2000 else set(paths)
+        self.unique = {v for v in drawn if v.producer.name and v.label not in repeated}
+        shown = [*drawn, *picture.inputs]
+        self.shape_width = max((_columns(describe.shape(v.type)) for v in shown), default=0)
+        counts = [picture.parameters(n) for n in picture.nodes]
+        self.count_width = max(map(len, counts), default=0)
+
+    def lines(self) -> Iterator[str]:
+        """Header, leaves, layers, roots and the legend."""
+        head = f"{describe.clean(self.picture.graph.name)} · {self.picture.totals()}"
+        yield from textwrap.wrap(head, self.width, subsequent_indent="  ")
+        for value in self.picture.inputs:
+            yield self._leaf(value)
+        self.last = self.picture.inputs[0] if len(self.picture.inputs) == 1 else None
+        yield from self._layers()
+        yield from self._roots()
+        legend = "   ".join(
+            f"{LOOKS[k].symbol} {LOOKS[k].words}".replace(" ", "\xa0") for k in self._kinds()
+        )
+        wrapped = textwrap.wrap(legend, self.width, break_on_hyphens=False)
+        yield from (line.replace("\xa0", " ") for line in wrapped)
+
+    def _kinds(self) -> list[Kind]:
+        return self.picture.kinds()
+
+    # -- lines ---------------------------------------------------------------------------------
+
+    def _line(self, id: str, bars: str, label: str, shape: str = "", count: str = "") -> str:
+        """One line: the label is cut where shape and count need the room."""
+        start = f"{id:>{self.id_width}} {bars}"
+        right = f"{shape:<{self.shape_width}}" if shape else " " * self.shape_width
+        right += f"  {count:>{self.count_width}}" if self.count_width else ""
+        room = max(self.width - _columns(start) - _columns(right) - 2, 8)
+        label = _cut(label, room)
+        return (start + label + " " * (room - _columns(label) + 2) + right).rstrip()
+
+    def _leaf(self, value: Value) -> str:
+        look = LOOKS[Kind.STATE if value.state else Kind.INPUT]
+        role = f" {value.state.role.value}" if value.state else ""
+        default = "" if value.default is None else f" = {describe.number(value.default)}"
+        label = f"{look.symbol} {describe.clean(value.name)}{role}{default}"
+        return self._line("", "", label, describe.shape(value.type))
+
+    def _layers(self) -> Iterator[str]:
+        inside: Location = ()
+        for node in self.picture.nodes:
+            shared = _common(inside, node.scope)
+            yield from self._close(inside, shared)
+            yield from self._open(node.scope, shared)
+            inside = node.scope
+            yield self._layer(node)
+            self.last = node
+        yield from self._close(inside, 0)
+
+    def _open(self, scope: Location, depth: int) -> Iterator[str]:
+        for at in range(depth, len(scope)):
+            word = "branch" if scope[at].branch else "scope"
+            corner = "┏" if scope[at].branch else "╭"
+            name = describe.clean(scope[at].name)
+            yield self._line("", _bars(scope[:at]), f"{corner} {word} {name}")
+
+    def _close(self, scope: Location, depth: int) -> Iterator[str]:
+        for at in range(len(scope) - 1, depth - 1, -1):
+            corner = "┗" if scope[at].branch else "╰"
+            yield self._line("", _bars(scope[:at]), corner)
+
+    def _layer(self, node: Node) -> str:
+        about = [describe.title(node), self.picture.subtitle(node), self._reads(node)]
+        label = f"{LOOKS[kind(node)].symbol} " + " ".join(filter(None, about))
+        shapes = describe.shape(node.outputs[0].type)
+        count = self.picture.parameters(node)
+        return self._line(self.labels[node.outputs[0]], _bars(node.scope), label, shapes, count)
+
+    def _reads(self, node: Node) -> str:
+        """What a node reads, unless that is the line above."""
+        operands = self.picture.operands(node)
+        above = [v.producer or v for v in operands] == [self.last]
+        if not operands or (above and kind(node) is not Kind.MERGE):
+            return ""
+        return "← " + ", ".join(map(self._reference, operands))
+
+    def _reference(self, value: Value) -> str:
+        if value.producer is None or value in self.unique:
+            return describe.clean(value.label)
+        return self.labels[value]
+
+    def _roots(self) -> Iterator[str]:
+        for name, value in self.picture.outputs:
+            yield self._root(Kind.OUTPUT, describe.clean(name), value)
+        for word, state, value in self.picture.commits:
+            yield self._root(Kind.UPDATE, f"{word} of {describe.clean(state.name)}", value)
+
+    def _root(self, of: Kind, label: str, value: Value) -> str:
+        source = self._reference(value) if self.picture.draws(value) else describe.clean(value.label)
+        text = f"{LOOKS[of].symbol} {label} ← {source}"
+        return self._line("", "", text, describe.shape(value.type))
+
+
+def _bars(scope: Location) -> str:
+    return "".join("┃ " if part.branch else "│ " for part in scope)
+
+
+def _common(a: Location, b: Location) -> int:
+    """How many leading scopes two places share."""
+    pairs = enumerate(zip(a, b))
+    return next((i for i, (p, q) in pairs if p != q), min(len(a), len(b)))
+
+
+def _columns(text: str) -> int:
+    """Width in a terminal: wide East Asian characters take two columns, combining ones none."""
+    wide = sum(unicodedata.east_asian_width(c) in "WF" for c in text)
+    return len(text) + wide - sum(unicodedata.combining(c) > 0 for c in text)
+
+
+def _cut(text: str, room: int) -> str:
+    if _columns(text) <= room:
+        return text
+    while text and _columns(text) > room - 1:
+        text = text[:-1]
+    return text + "…"
