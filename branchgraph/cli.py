@@ -191,7 +191,7 @@ def train(
     dataset = load(data)
     made = _optimiser(optimiser, learning_rate)
     training = Training.of(graph, made, seed=seed)
-    history = train_with_progress(training, dataset.train_x, dataset.train_y, epochs, batch, seed)
+    history = train_with_progress(training, dataset.train_images, dataset.train_labels, epochs, batch, seed)
     click.echo(summary(history))
     save(output, graph, training.store)
     click.echo(str(output))
@@ -233,7 +233,7 @@ def sweep(
     dataset = load(data)
     settings = [_threshold(t) for t in thresholds.split(",")]
     result = analysis.sweep(
-        graph, store, dataset.test_x, dataset.test_y, settings, batch=batch, repeats=repeats
+        graph, store, dataset.test_images, dataset.test_labels, settings, batch=batch, repeats=repeats
     )
     click.echo(analysis.table(result, graph.name))
     if csv_path is not None:

@@ -57,7 +57,7 @@ def run(data: str, epochs: int | None, seed: int, output: Path, say: Callable[[s
     dataset = load(data)
     _folder(output)
     say(
-        f"data: {dataset.name}, {len(dataset.train_x)} training and {len(dataset.test_x)} test images"
+        f"data: {dataset.name}, {len(dataset.train_images)} training and {len(dataset.test_images)} test images"
     )
 
     plain = network(setting.network)
@@ -72,12 +72,12 @@ def run(data: str, epochs: int | None, seed: int, output: Path, say: Callable[[s
     say(f"training trunk and exits jointly, {epochs} epochs of Adam")
     training = Training.of(result.graph, Adam(), seed=seed)
     history = train_with_progress(
-        training, dataset.train_x, dataset.train_y, epochs, setting.batch, seed
+        training, dataset.train_images, dataset.train_labels, epochs, setting.batch, seed
     )
     say(f"  {summary(history)}")
     save(output / "network.bg", result.graph, training.store)
 
-    x, labels = dataset.test_x[: setting.sweep_rows], dataset.test_y[: setting.sweep_rows]
+    x, labels = dataset.test_images[: setting.sweep_rows], dataset.test_labels[: setting.sweep_rows]
     for batch in (1, 64):
         say(
             f"\nearly exits on {len(x)} test images, batch {batch}, wall clock, everything included:"

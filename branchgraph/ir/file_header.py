@@ -25,7 +25,7 @@ from branchgraph.ir.errors import FormatError, MissingError
 #: Longest header, in bytes.
 LARGEST_HEADER = 64 * 2**20
 #: Most tensors of a file.
-MOST_TENSORS = 2**17
+MOST_TENSORS = 2**16
 #: Most entries of the metadata.
 MOST_METADATA = 64
 #: Most axes of a tensor.

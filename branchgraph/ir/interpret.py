@@ -41,7 +41,8 @@ def interpret(
     Inputs that are not given take their defaults. Raises `GraphError` for unknown or missing
     inputs and `ShapeError` where an array does not fit.
     """
-    return _Interpreter(graph, store or Store(), precision).run(inputs or {})
+    store = Store() if store is None else store
+    return _Interpreter(graph, store, precision).run(inputs or {})
 
 
 class _Interpreter:

@@ -23,10 +23,11 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from math import prod
 from typing import Any, NoReturn
 
 from branchgraph.ir.attributes import Word, build, format_value
-from branchgraph.ir.dims import LARGEST_DIMENSION, DimLike, as_shape
+from branchgraph.ir.dims import LARGEST_DIMENSION, Dim, DimLike, as_shape
 from branchgraph.ir.errors import BranchgraphError, FormatError
 from branchgraph.ir.graph import Graph, Location, Node, Scope, Value, at, shared_scope
 from branchgraph.ir.initialisers import Initialiser
@@ -41,8 +42,17 @@ _KEYWORDS = frozenset(
 
 #: Longest text that is parsed, in characters.
 LONGEST_TEXT = 64 * 2**20
+#: Longest line that is parsed, in characters.
+LONGEST_LINE = 2**18
 #: Deepest nesting of scopes that is parsed.
 DEEPEST_SCOPE = 64
+#: Most operands of a node, axes of a shape, and terms of a dimension that are parsed.
+MOST_OPERANDS = 1024
+MOST_AXES = 32
+MOST_TERMS = 32
+#: Most tokens of one attribute value or dimension, and longest message.
+_LONGEST_LITERAL = 8 * MOST_TERMS
+_LONGEST_MESSAGE = 1000
 
 
 def _quoted(name: str) -> str:
@@ -140,27 +150,58 @@ _TOKEN = re.compile(
       | (?P<label>[A-Za-z_/][A-Za-z0-9_./]*)
       | (?P<suffix>~\d{1,9})
       | (?P<mark>[{}()\[\],:=*+\#-])""",
-    re.VERBOSE,
+    re.VERBOSE | re.ASCII,
 )
+_BLANK = re.compile(r"[ \t\r\n]*")
 
 
 class _Tokens:
-    """A stream of (kind, text) over the whole input, with line numbers for messages."""
+    """A stream of (kind, text), read line by line, with line numbers for messages.
 
-    def __init__(self, text: str) -> None:
-        self.items: list[tuple[str, str, int]] = []
+    `items` holds one line, so that what is wrong is found before what follows is read.
+    """
+
+    def __init__(self, source: str) -> None:
+        self.source = source
+        self.at_char = 0
+        self.line = 1
+        self.items: list[tuple[str, str]] = []
         self.position = 0
-        line, at_char = 1, 0
-        while at_char < len(text):
-            match = _TOKEN.match(text, at_char)
+        self._read_line()
+
+    def _read_line(self) -> None:
+        """Fill `items` with the next line that is not blank."""
+        self.line += sum(kind == "newline" for kind, _ in self.items)
+        self.items, self.position = [], 0
+        start = self._skip_blank()
+        end = self.source.find("\n", start) + 1 or len(self.source)
+        if end - start > LONGEST_LINE:
+            raise FormatError(
+                f"line {self.line}: {end - start} characters; the limit is {LONGEST_LINE}"
+            )
+        while self.at_char < end:
+            match = _TOKEN.match(self.source, self.at_char, end)
             if match is None:
-                raise FormatError(f"line {line}: unexpected character {text[at_char]!r}")
+                unexpected = self.source[self.at_char]
+                raise FormatError(f"line {self.line}: unexpected character {unexpected!r}")
             kind = match.lastgroup or ""
             if kind != "space":
-                self.items.append((kind, match.group(), line))
-            line += kind == "newline"
-            at_char = match.end()
-        self.items.append(("end", "end of text", line))
+                self.items.append((kind, match.group()))
+            self.at_char = match.end()
+        if end == len(self.source):
+            self.items.append(("end", "end of text"))
+
+    def _skip_blank(self) -> int:
+        match = _BLANK.match(self.source, self.at_char)
+        assert match is not None
+        self.line += self.source.count("\n", self.at_char, match.end())
+        self.at_char = match.end()
+        return self.at_char
+
+    def advance(self) -> None:
+        self.position += 1
+        if self.position == len(self.items) and self.items[-1][0] != "end":
+            self._read_line()
 
     @property
     def kind(self) -> str:
@@ -172,19 +213,19 @@ class _Tokens:
 
     def fail(self, expected: str) -> NoReturn:
         found = "end of line" if self.kind == "newline" else repr(self.text)
-        raise FormatError(f"line {self.items[self.position][2]}: expected {expected}, got {found}")
+        raise FormatError(f"line {self.line}: expected {expected}, got {found[:80]}")
 
     def take(self, kind: str, what: str) -> str:
         if self.kind != kind:
             self.fail(what)
         text = self.text
-        self.position += 1
+        self.advance()
         return text
 
     def accept(self, text: str) -> bool:
         if self.text != text or self.kind not in ("mark", "label"):
             return False
-        self.position += 1
+        self.advance()
         return True
 
     def expect(self, text: str) -> None:
@@ -198,7 +239,7 @@ class _Tokens:
 
     def skip_lines(self) -> None:
         while self.kind == "newline":
-            self.position += 1
+            self.advance()
 
     def end_line(self) -> None:
         self.take("newline", "end of line")
@@ -207,9 +248,11 @@ class _Tokens:
 
 def _unquote(text: str, tokens: _Tokens) -> str:
     try:
-        return str(json.loads(text))
-    except json.JSONDecodeError:
-        return tokens.fail("a JSON string")
+        name = str(json.loads(text))
+        name.encode()
+    except (json.JSONDecodeError, UnicodeEncodeError):
+        return tokens.fail("a JSON string without lone surrogates before this")
+    return name
 
 
 class _Parser:
@@ -233,7 +276,22 @@ class _Parser:
                 graph.read(state)
         if t.kind != "end":
             t.fail("the end of the text")
+        self._forget_reads(graph)
         return graph
+
+    def _forget_reads(self, graph: Graph) -> None:
+        """Leave states that are only updated unread; those before a state that is read stay.
+
+        So the states come in the order of their declarations, and labels stay what they are.
+        """
+        kept = list(graph.reads)
+        roots = set(graph.roots)
+        while kept:
+            value = graph.reads[kept[-1]]
+            if value.users or value in roots or kept[-1] not in graph.updates:
+                break
+            kept.pop()
+        graph.keep(read=set(kept).__contains__)
 
     def _body(self, graph: Graph) -> None:
         statements = {
@@ -283,7 +341,10 @@ class _Parser:
         t.expect("=")
         init = self._initialiser()
         shape = tuple(d if isinstance(d, int) else t.fail("a concrete shape") for d in type.shape)
+        if prod(shape) > LARGEST_DIMENSION:
+            t.fail(f"a state of at most {LARGEST_DIMENSION} elements before this")
         self.states[unique] = State(name, shape, type.dtype, role, init)
+        graph.read(self.states[unique])
 
     def _role(self) -> Role:
         word = self.tokens.take("label", "a role")
@@ -308,8 +369,16 @@ class _Parser:
         type = self._type()
         default = None
         if self.tokens.accept("="):
-            default = float(self._literal())
+            default = self._number()
+        if name in self.states:
+            self.tokens.fail(f"a new name before this; {name} is a state")
         self.values[name] = graph.input(name, type.shape, type.dtype, default)
+
+    def _number(self) -> float:
+        value = self._literal()
+        if isinstance(value, str) and value not in ("inf", "-inf", "nan"):
+            self.tokens.fail(f"a number instead of {value[:80]!r} before this")
+        return float(value)
 
     def _output(self, graph: Graph) -> None:
         name = self.tokens.name("an output name")
@@ -318,11 +387,15 @@ class _Parser:
 
     def _update(self, graph: Graph) -> None:
         state = self._known_state()
+        if state in graph.updates:
+            self.tokens.fail(f"one update a state; {state.name} has one before this")
         self.tokens.expect("=")
         graph.update(state, self._operand(graph))
 
     def _gradient(self, graph: Graph) -> None:
         state = self._known_state()
+        if state in graph.gradients:
+            self.tokens.fail(f"one gradient a state; {state.name} has one before this")
         self.tokens.expect("=")
         graph.set_gradient(state, self._operand(graph))
 
@@ -382,6 +455,8 @@ class _Parser:
         while not t.accept(")"):
             if operands:
                 t.expect(",")
+            if len(operands) == MOST_OPERANDS:
+                t.fail(f"at most {MOST_OPERANDS} operands")
             operands.append(self._operand(graph))
         return operands
 
@@ -391,9 +466,13 @@ class _Parser:
 
     def _shape(self) -> tuple[DimLike, ...]:
         shape = as_shape(_as_dim_text(v) for v in self._list())
+        if len(shape) > MOST_AXES:
+            self.tokens.fail(f"at most {MOST_AXES} axes before this")
         for d in shape:
             if isinstance(d, int) and d > LARGEST_DIMENSION:
                 self.tokens.fail(f"dimensions up to {LARGEST_DIMENSION}")
+            if isinstance(d, Dim) and len(d.terms) > MOST_TERMS:
+                self.tokens.fail(f"dimensions of at most {MOST_TERMS} terms before this")
         return shape
 
     def _attributes(self, opening: str, closing: str) -> dict[str, object]:
@@ -430,7 +509,9 @@ class _Parser:
         parts: list[str] = []
         while t.kind in ("int", "label") or (t.kind == "mark" and t.text in "*+-"):
             parts.append(t.text)
-            t.position += 1
+            t.advance()
+            if len(parts) > _LONGEST_LITERAL:
+                t.fail("a shorter expression before this")
         if not parts:
             t.fail("an attribute value")
         if len(parts) == 1 and parts[0].lstrip("-").isdigit():
@@ -452,11 +533,14 @@ def parse_graph(text: str) -> Graph:
     """
     if len(text) > LONGEST_TEXT:
         raise FormatError(f"text of {len(text)} characters; the limit is {LONGEST_TEXT}")
-    parser = _Parser(text)
+    parser: _Parser | None = None
     try:
+        parser = _Parser(text)
         return parser.graph()
-    except FormatError:
-        raise
     except BranchgraphError as error:
-        line = parser.tokens.items[min(parser.tokens.position, len(parser.tokens.items) - 1)][2]
-        raise FormatError(f"line {line}: {error}") from None
+        message = str(error)
+        if parser is not None and not message.startswith("line "):
+            message = f"line {parser.tokens.line}: {message}"
+        if len(message) > _LONGEST_MESSAGE:
+            message = message[:_LONGEST_MESSAGE] + " ..."
+        raise FormatError(message) from None

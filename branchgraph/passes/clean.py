@@ -120,8 +120,11 @@ class Canonical(Pass, spelling="canonical", claim="equal"):
             replacement = self._replacement(graph, node)
             if replacement is not None:
                 report.matched(node)
+                first = node.inputs[0].producer
                 graph.replace(node.output, replacement)
                 graph.remove(node)
+                if first is not None and _is_dead_sum(first):
+                    graph.remove(first)
         graph.touch()
 
     def _replacement(self, graph: Graph, node: Node) -> Value | None:
@@ -136,6 +139,12 @@ class Canonical(Pass, spelling="canonical", claim="equal"):
                 with at(node.scope):
                     return graph.emit(Sum(), *terms, name=node.name)
         return None
+
+
+def _is_dead_sum(node: Node) -> bool:
+    """Whether `node` is a sum whose operands were spliced into its only reader."""
+    dead = not node.outputs[0].users and node.outputs[0] not in node.graph.roots
+    return isinstance(node.op, Sum) and dead
 
 
 def _same_types(node: Node) -> bool:

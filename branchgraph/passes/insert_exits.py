@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import count
 
 from branchgraph.ir.builder import (
     conv,
@@ -112,7 +113,8 @@ class InsertExits(Pass, spelling="insert_exits", claim="different"):
 
     def _insert(self, graph: Graph, node: Node, classes: int) -> None:
         before = set(graph.nodes)
-        name = next(n for k in range(1, 10**6) if (n := f"exit{k}") not in graph.outputs)
+        taken = {n.op.name for n in graph.nodes if isinstance(n.op, Exit)} | set(graph.outputs)
+        name = next(n for k in count(1) if (n := f"exit{k}") not in taken)
         with at(node.scope), branch(name):
             logits = HEADS[self.head](node.output, classes)
             previous = self._previous(graph, node)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 from branchgraph.ir.attributes import format_value
 from branchgraph.ir.dims import Dim, DimLike
-from branchgraph.ir.graph import Node, Value
+from branchgraph.ir.graph import Location, Node, Value
 from branchgraph.ir.ops.constant import Full
 from branchgraph.ir.ops.exit import RELATIONS
 from branchgraph.ir.types import DType, TensorType
@@ -32,6 +32,14 @@ def clean(text: str) -> str:
 def number(value: float) -> str:
     """A short decimal: `0.5`, `1e-05`."""
     return f"{value:g}"
+
+
+def relative(name: str, to: Location) -> str:
+    """`name` as seen from the place `to`: `res2/left/conv1` within `res2` is `left/conv1`."""
+    parts = name.split("/")
+    place = [part.name for part in to]
+    shared = len(place) if parts[: len(place)] == place else 0
+    return clean("/".join(parts[shared:]))
 
 
 # -- shapes ----------------------------------------------------------------------------------------
@@ -114,8 +122,9 @@ def _cut(node: Node) -> str:
 
 
 def _reduced(node: Node) -> str:
-    axes = ", ".join(map(str, node.op.attributes()["axes"]))
-    return "" if is_global_pool(node) else f"over axes {axes}"
+    axes = node.op.attributes()["axes"]
+    listed = ("axis " if len(axes) == 1 else "axes ") + ", ".join(map(str, axes))
+    return "" if is_global_pool(node) else f"over {listed}"
 
 
 def _exit(node: Node) -> str:

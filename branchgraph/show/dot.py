@@ -31,7 +31,7 @@ from branchgraph.show.style import (
 
 _FONT = "Helvetica,Arial,DejaVu Sans,sans-serif"
 _GRAPH = {
-    "rankdir": "TB", "nodesep": "0.22", "ranksep": "0.2", "fontname": _FONT, "fontsize": "12",
+    "rankdir": "TB", "nodesep": "0.22", "ranksep": "0.14", "fontname": _FONT, "fontsize": "12",
     "labelloc": "t", "bgcolor": "white", "pad": "0.15",
 }  # fmt: skip
 _NODE = {"fontname": _FONT, "fontsize": "10", "width": "0", "height": "0", "margin": "0.08,0.04"}
@@ -39,8 +39,14 @@ _EDGE = {
     "fontname": _FONT, "fontsize": "8", "fontcolor": "#5A5A5A", "color": "#5A5A5A",
     "arrowsize": "0.55",
 }  # fmt: skip
+#: Drawings of more boxes than that go without shapes and are laid out with less care, to be done
+#: within a minute.
+MANY = 400
+_LARGE = {"nslimit": "3", "nslimit1": "3", "mclimit": "0.3", "splines": "polyline"}
 #: Shapes whose outline leaves room enough: the label needs no margin of its own.
-_ROOMY = frozenset({"diamond", "ellipse", "invtrapezium", "hexagon", "doubleoctagon"})
+_ROOMY = frozenset({"diamond", "invtrapezium", "hexagon", "octagon", "doubleoctagon"})
+#: Steps of a layer share a row up to so many characters.
+_ROW = 38
 
 
 def to_dot(
@@ -54,7 +60,7 @@ def to_dot(
 ) -> str:
     """DOT source of `graph`.
 
-    `shapes` writes shapes at the edges; `states` draws states, 0-d inputs and parameter
+    `shapes` writes shapes at the edges (unless there are hundreds of boxes); `states` draws states, 0-d inputs and parameter
     expressions, which are otherwise folded into labels; `updates` draws gradients, updates and what
     leads to nothing else; `stack` draws the steps of a layer in one box.
     """
@@ -70,14 +76,17 @@ def escape(text: str) -> str:
 class _Drawer:
     def __init__(self, picture: Picture, *, shapes: bool, stack: bool, legend: bool) -> None:
         self.picture = picture
-        self.shapes = shapes
         self.legend = legend
         self.stacks = picture.stacks() if stack else [[n] for n in picture.nodes]
+        large = len(self.stacks) > MANY
+        self.shapes = shapes and not large
         self.labels = Labels(picture.graph)
         self.ids: dict[Node | Value, str] = {}
         self.dot = graphviz.Digraph(
             graphviz.escape(describe.clean(picture.graph.name)),
-            graph_attr={**_GRAPH, "label": self._title()},
+            graph_attr={
+                **_GRAPH, **(_LARGE if large else {}), "label": self._title(),
+            },
             node_attr=_NODE,
             edge_attr=_EDGE,
         )
@@ -87,7 +96,9 @@ class _Drawer:
             self.ids.update(dict.fromkeys(stack, f"n{i}"))
         for i, value in enumerate(self.picture.inputs):
             self._leaf(f"i{i}", value)
-        placed = {loc: [s for s in self.stacks if s[0].scope == loc] for loc in self._locations()}
+        placed: dict[Location, list[list[Node]]] = {loc: [] for loc in self._locations()}
+        for stack in self.stacks:
+            placed[self.picture.location(stack[0])].append(stack)
         self._cluster(self.dot, (), placed)
         self._outputs()
         self._edges()
@@ -98,7 +109,10 @@ class _Drawer:
     def _title(self) -> str:
         name = escape(describe.clean(self.picture.graph.name))
         totals = escape(self.picture.totals())
-        return f'<<B>{name}</B><BR/><FONT POINT-SIZE="9">{totals}</FONT><BR/>>'
+        return (
+            f'<<TABLE BORDER="0" CELLSPACING="0" CELLPADDING="1"><TR><TD><B>{name}</B></TD></TR>'
+            f'<TR><TD><FONT POINT-SIZE="9">{totals}</FONT></TD></TR></TABLE>>'
+        )
 
     # -- clusters ------------------------------------------------------------------------------
 
@@ -106,7 +120,7 @@ class _Drawer:
         """All locations that hold nodes, and those around them, in order of first use."""
         found: dict[Location, None] = {(): None}
         for stack in self.stacks:
-            scope = stack[0].scope
+            scope = self.picture.location(stack[0])
             found.update((scope[:depth], None) for depth in range(1, len(scope) + 1))
         return list(found)
 
@@ -141,34 +155,46 @@ class _Drawer:
         if first in STEPS:
             self._rows(into, id, stack, tooltip)
         else:
-            self._shape(into, id, first, self._node_label(stack[0]), tooltip)
+            self._shape(into, id, first, self._node_label(stack), tooltip)
 
     def _rows(self, into: graphviz.Digraph, id: str, stack: list[Node], tooltip: str) -> None:
-        """The steps of one layer: a table with a coloured row each."""
-        rows = "".join(map(self._row, stack))
-        table = f'<TABLE BORDER="0" CELLBORDER="0" CELLSPACING="0" CELLPADDING="3">{rows}</TABLE>'
+        """The steps of one layer: a table of coloured cells, convolutions in rows of their own."""
+        rows: list[list[str]] = []
+        room = 0
+        for node in stack:
+            cell, length = self._cell(node)
+            wide = kind(node) is Kind.TRAINABLE
+            if wide or length > room:
+                rows.append([])
+                room = _ROW
+            rows[-1].append(cell)
+            room = 0 if wide else room - length
+        table = _table("".join(f"<TR><TD>{_table('<TR>' + ''.join(r) + '</TR>')}</TD></TR>" for r in rows))
         kinds = [kind(n) for n in stack]
         look = LOOKS[kinds[0]]
         into.node(
             id, f"<{table}>", shape=look.shape, margin="0", color=look.line, fillcolor=look.fill,
-            style=look.style, tooltip=_quoted(tooltip), **{"class": _classes(kinds)},
+            style=look.style if len(stack) == 1 else "filled", tooltip=_quoted(tooltip),
+            **{"class": _classes(kinds)},
         )  # fmt: skip
 
-    def _row(self, node: Node) -> str:
-        fill = LOOKS[kind(node)].fill
-        name = f"<B>{escape(describe.title(node))}</B>"
-        about = escape(self.picture.subtitle(node))
+    def _cell(self, node: Node) -> tuple[str, int]:
+        """The cells of one step, and how many characters it takes."""
+        words = [describe.title(node), self.picture.subtitle(node)]
         parameters = self.picture.parameters(node)
-        right = f'<FONT POINT-SIZE="8" COLOR="#5A5A5A">{parameters}</FONT>' if parameters else ""
-        left = f"{name} {about}" if about else name
-        return (
-            f'<TR><TD ALIGN="LEFT" BGCOLOR="{fill}">{left}</TD>'
-            f'<TD ALIGN="RIGHT" BGCOLOR="{fill}">{right}</TD></TR>'
-        )
+        left = " ".join(filter(None, (f"<B>{escape(words[0])}</B>", escape(words[1]))))
+        look = f'CELLPADDING="3" BGCOLOR="{LOOKS[kind(node)].fill}"'
+        cell = f'<TD ALIGN="LEFT" {look}>{left}</TD>'
+        if parameters:
+            small = f'<FONT POINT-SIZE="8" COLOR="#5A5A5A">{parameters}</FONT>'
+            cell += f'<TD ALIGN="RIGHT" {look}>{small}</TD>'
+        return cell, sum(map(len, (*words, parameters)))
 
-    def _node_label(self, node: Node) -> str:
+    def _node_label(self, stack: list[Node]) -> str:
+        node, *then = stack
+        title = ", ".join([describe.title(node), *map(describe.title, then)])
         lines = [self.picture.subtitle(node), self.picture.parameters(node)]
-        return _two_lines(describe.title(node), ", ".join(filter(None, lines)))
+        return _two_lines(title, ", ".join(filter(None, lines)))
 
     def _shape(
         self, into: graphviz.Digraph, id: str, of: Kind, label: str, tooltip: str
@@ -202,15 +228,25 @@ class _Drawer:
     # -- legend --------------------------------------------------------------------------------
 
     def _legend(self) -> None:
-        """One node a kind, under each other, off the way of the data."""
-        kinds = self.picture.kinds()
+        """One node a kind, in rows of two, off the way of the data."""
+        ids = {k: f"legend_{k.value}" for k in self.picture.kinds()}
+        kinds = list(ids)
         with self.dot.subgraph(name="cluster_legend") as cluster:
-            cluster.attr(label="<<B>Legend</B>>", fontsize="9", color="#C4C4C4", style="rounded")
+            cluster.attr(label="<<B>legend</B>>", fontsize="9", color="#C4C4C4", style="rounded")
             for k in kinds:
                 looks = {**_attributes(k), "fontsize": "8", "class": f"legend {k.value}"}
-                cluster.node(f"legend_{k.value}", LOOKS[k].words, **looks)
-        for above, below in zip(kinds, kinds[1:]):
-            self.dot.edge(f"legend_{above.value}", f"legend_{below.value}", style="invis")
+                cluster.node(ids[k], LOOKS[k].words, **looks)
+            for left, right in zip(kinds[::2], kinds[1::2]):
+                with cluster.subgraph() as row:
+                    row.attr(rank="same")
+                    row.edge(ids[left], ids[right], style="invis")
+        for above, below in zip(kinds[::2], kinds[2::2]):
+            self.dot.edge(ids[above], ids[below], style="invis")
+
+
+def _table(rows: str) -> str:
+    """Rows of a table without borders, spacing or padding."""
+    return f'<TABLE BORDER="0" CELLBORDER="0" CELLSPACING="0" CELLPADDING="0">{rows}</TABLE>'
 
 
 def _quoted(text: str) -> str:
@@ -229,10 +265,11 @@ def _classes(kinds: Iterable[Kind]) -> str:
 
 def _attributes(of: Kind) -> dict[str, str]:
     look: Look = LOOKS[of]
-    margin = {"margin": "0.02,0.01"} if look.shape in _ROOMY else {}
+    room = {"margin": "0.02,0.01"} if look.shape in _ROOMY else {}
+    room |= {"width": "0.45", "margin": "0.02,0"} if look.shape == "ellipse" else {}
     return {
         "shape": look.shape, "fillcolor": look.fill, "color": look.line, "fontcolor": look.ink,
-        "style": look.style, "class": of.value, **margin,
+        "style": look.style, "class": of.value, **room,
     }  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from math import prod
 
 from branchgraph.ir.cost import cost
-from branchgraph.ir.graph import Graph, Node, Value
+from branchgraph.ir.graph import Graph, Location, Node, Value
 from branchgraph.ir.ops.exit import Exit
 from branchgraph.ir.state import Role, State
 from branchgraph.show import describe
@@ -24,6 +24,8 @@ from branchgraph.show.style import STEPS, Kind, kind
 _FOLDED_ROLES = frozenset({Role.PARAMETER, Role.STATISTIC, Role.CONSTANT})
 #: States that labels name one by one, because they steer the network and are few.
 _NAMED_ROLES = frozenset({Role.GATE, Role.SLOT, Role.LOSS_SCALE})
+#: Steps that may come before the convolution of a layer.
+_PRE = frozenset({Kind.NORMALISATION, Kind.ACTIVATION, Kind.RANDOM})
 
 
 class Picture:
@@ -33,7 +35,9 @@ class Picture:
         self.graph = graph
         self.states = states
         self.updates = updates
-        shown = graph.nodes if updates else _forward(graph)
+        forward = _forward(graph)
+        shown = graph.nodes if updates else forward
+        self._forward = set(forward)
         self.undrawn = len(graph.nodes) - len(shown)
         self.folded = frozenset() if states else _expressions(graph, shown)
         self.nodes = [n for n in shown if n not in self.folded]
@@ -43,6 +47,13 @@ class Picture:
         for node, read in self._parameters.items():
             for state in read:
                 self._owner.setdefault(state, node)
+
+    def location(self, node: Node) -> Location:
+        """Where `node` is drawn. What only gradients and updates need stands outside all scopes.
+
+        A cluster must hold neighbours: with the way back inside, layouts lose their edges.
+        """
+        return node.scope if node in self._forward else ()
 
     # -- leaves and roots ----------------------------------------------------------------------
 
@@ -93,7 +104,7 @@ class Picture:
         parts = [describe.subtitle(node), self._arithmetic(node)]
         if not self.states and kind(node) is not Kind.EXIT:
             named = (v.state for v in node.inputs if v.state and v.state.role in _NAMED_ROLES)
-            names = ", ".join(describe.clean(s.name) for s in dict.fromkeys(named))
+            names = ", ".join(describe.relative(s.name, node.scope) for s in dict.fromkeys(named))
             parts.append(f"by {names}" if names else "")
         return " ".join(filter(None, parts))
 
@@ -169,18 +180,26 @@ class Picture:
 
     def _continues(self, stack: list[Node], node: Node, outputs: set[Value]) -> bool:
         before = stack[-1]
-        kinds = [kind(n) for n in stack]
-        if not {kinds[-1], kind(node)} <= STEPS or before.scope != node.scope:
-            return False
         drawn_users = [n for v in before.outputs for n in v.users if n in self._drawn]
-        if drawn_users != [node] or not outputs.isdisjoint(before.outputs):
+        roots = outputs | {v for _, _, v in self.commits}
+        alone = drawn_users == [node] and roots.isdisjoint(before.outputs)
+        if not alone or before.scope != node.scope:
             return False
-        roots = {v for _, _, v in self.commits}
-        if not roots.isdisjoint(before.outputs):
-            return False
-        # A convolution opens a layer, unless a batch norm did: pre-activation.
-        opens = kind(node) is Kind.TRAINABLE
-        return not opens or (kinds[0] is Kind.NORMALISATION and Kind.TRAINABLE not in kinds)
+        same_way = (before in self._forward) == (node in self._forward)
+        return same_way and _joins([kind(n) for n in stack], kind(node))
+
+
+def _joins(steps: list[Kind], step: Kind) -> bool:
+    """Whether a step of kind `step` belongs to the layer that `steps` began.
+
+    A merge takes the activation behind it. A convolution opens a layer, unless a batch norm did
+    (pre-activation), and everything but merges, gates, exits and the like follows.
+    """
+    if steps == [Kind.MERGE]:
+        return step is Kind.ACTIVATION
+    if not {steps[0], step} <= STEPS:
+        return False
+    return step is not Kind.TRAINABLE or (steps[0] is Kind.NORMALISATION and set(steps) <= _PRE)
 
 
 def _is_exit(name: str, value: Value) -> bool:

@@ -8,9 +8,11 @@ was asked for, with a warning that names the command which brings Graphviz.
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,8 +32,8 @@ PNG_DPI = 144
 PICTURES = (".svg", ".png", ".pdf")
 SUFFIXES = (*PICTURES, ".dot", ".txt")
 
-#: Graphviz inside the process keeps global state, so one thread draws at a time.
-_GRAPHVIZ = threading.Lock()
+#: Seconds after which a layout is given up.
+LONGEST_LAYOUT = 300
 
 
 class DrawingWarning(UserWarning):
@@ -63,22 +65,29 @@ def render(graph: Graph, path: str | os.PathLike[str], **options: bool) -> Drawi
     if suffix == ".dot":
         write(target, source.encode())
         return Drawing(target, "source")
-    reasons = []
+    if suffix == ".png":
+        source = source.replace("{", f"{{\n\tdpi={PNG_DPI}", 1)
+    failures: dict[str, Exception] = {}
     for name, renderer in RENDERERS.items():
         try:
             picture = renderer(source, suffix[1:])
-        except (ImportError, OSError, ValueError, RuntimeError) as error:
-            reasons.append(f"{name}: {_first_line(error)}")
+        except (ImportError, OSError, ValueError, RuntimeError, subprocess.SubprocessError) as error:
+            failures[name] = error
         else:
             write(target, picture)
             return Drawing(target, name)
     drawing = _text(graph, target.with_suffix(".txt"), options)
-    note = (
-        f"{target.name} was drawn as text, {drawing.path.name}, because Graphviz is missing "
-        f"({'; '.join(reasons)}); run: {INSTALL}"
-    )
+    note = f"{target.name} was drawn as text into {drawing.path.name}: {_explain(failures)}"
     warnings.warn(note, DrawingWarning, stacklevel=2)
     return Drawing(drawing.path, drawing.renderer, note)
+
+
+def _explain(failures: Mapping[str, Exception]) -> str:
+    """Why no renderer worked, and what to do about it."""
+    reasons = "; ".join(f"{name}: {_first_line(error)}" for name, error in failures.items())
+    if isinstance(failures["pygraphviz"], ImportError):
+        return f"Graphviz is missing ({reasons}); run: {INSTALL}"
+    return f"Graphviz could not lay it out ({reasons}); draw less of it, or write a .dot file"
 
 
 def _text(graph: Graph, target: Path, options: dict[str, bool]) -> Drawing:
@@ -94,19 +103,33 @@ def _first_line(error: Exception) -> str:
 # -- renderers -------------------------------------------------------------------------------------
 
 
-def _by_pygraphviz(source: str, format: str) -> bytes:
-    import pygraphviz
+#: The whole program of the child that draws. Graphviz inside a process ends it on a failed
+#: assertion and writes warnings past Python, so it is not let into ours.
+_CHILD = """
+import sys, pygraphviz
+picture = pygraphviz.AGraph(string=sys.stdin.buffer.read().decode())
+sys.stdout.buffer.write(picture.draw(format=sys.argv[1], prog="dot"))
+"""
 
-    with _GRAPHVIZ:
-        picture = pygraphviz.AGraph(string=source)
-        if format == "png":
-            picture.graph_attr["dpi"] = str(PNG_DPI)
-        return bytes(picture.draw(format=format, prog="dot"))
+
+def _by_pygraphviz(source: str, format: str) -> bytes:
+    import pygraphviz  # noqa: F401  (tells at once whether it is there)
+
+    done = subprocess.run(
+        [sys.executable, "-c", _CHILD, format],
+        input=source.encode(),
+        capture_output=True,
+        timeout=LONGEST_LAYOUT,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+    )
+    if done.returncode or not done.stdout:
+        lines = done.stderr.decode(errors="replace").split("\n")
+        told = [line for line in lines if "rror" in line or "ssert" in line]
+        raise OSError(told[-1] if told else f"ended with status {done.returncode}")
+    return done.stdout
 
 
 def _by_dot(source: str, format: str) -> bytes:
-    if format == "png":
-        source = source.replace("{", f"{{\n\tdpi={PNG_DPI}", 1)
     return graphviz.Source(source).pipe(format=format, quiet=True)
 
 

@@ -56,7 +56,7 @@ LOOKS: dict[Kind, Look] = {
     Kind.OTHER: Look("reshaping, arithmetic", "·", "box", "#ECECEC"),
     Kind.MERGE: Look("merge", "⊕", "invtrapezium", "#E7B6D2", "#8A3F68"),
     Kind.GATE: Look("gate", "◇", "diamond", "#F0AE1E", "#7A5200"),
-    Kind.ROWS: Look("row selection", "⇣", "cds", "#F6CBB0", "#A04600"),
+    Kind.ROWS: Look("row selection", "⇣", "octagon", "#F6CBB0", "#A04600"),
     Kind.EXIT: Look("exit", "⇥", "doubleoctagon", "#C65200", "#7A3200", "#FFFFFF"),
     Kind.LOSS: Look("loss", "✕", "hexagon", "#0F6CA8", "#08395A", "#FFFFFF"),
     Kind.OUTPUT: Look("output", "●", "ellipse", "#4A4A4A", "#1A1A1A", "#FFFFFF"),

@@ -63,14 +63,12 @@ class _Writer:
         self.last = self.picture.inputs[0] if len(self.picture.inputs) == 1 else None
         yield from self._layers()
         yield from self._roots()
+        yield ""
         legend = "   ".join(
-            f"{LOOKS[k].symbol} {LOOKS[k].words}".replace(" ", "\xa0") for k in self._kinds()
+            f"{LOOKS[k].symbol} {LOOKS[k].words}".replace(" ", "\xa0") for k in self.picture.kinds()
         )
         wrapped = textwrap.wrap(legend, self.width, break_on_hyphens=False)
         yield from (line.replace("\xa0", " ") for line in wrapped)
-
-    def _kinds(self) -> list[Kind]:
-        return self.picture.kinds()
 
     # -- lines ---------------------------------------------------------------------------------
 
@@ -126,11 +124,11 @@ class _Writer:
         above = [v.producer or v for v in operands] == [self.last]
         if not operands or (above and kind(node) is not Kind.MERGE):
             return ""
-        return "← " + ", ".join(map(self._reference, operands))
+        return "← " + ", ".join(self._reference(v, node.scope) for v in operands)
 
-    def _reference(self, value: Value) -> str:
+    def _reference(self, value: Value, place: Location = ()) -> str:
         if value.producer is None or value in self.unique:
-            return describe.clean(value.label)
+            return describe.relative(value.label, place)
         return self.labels[value]
 
     def _roots(self) -> Iterator[str]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from branchgraph.compiler import Executable, compile
+from branchgraph.data import batches
 from branchgraph.ir.gradient import differentiate
 from branchgraph.ir.graph import Graph
 from branchgraph.ir.optimisers import Optimiser
@@ -54,27 +55,23 @@ class Training:
         return Training(step, store, optimiser)
 
     def epoch(
-        self, x: np.ndarray, labels: np.ndarray, batches: list[np.ndarray],
+        self, x: np.ndarray, labels: np.ndarray, order: Iterable[np.ndarray],
         on_step: Callable[[dict[str, float]], None] = lambda result: None, **inputs: float,
     ) -> dict[str, float]:  # fmt: skip
-        """One pass over `batches` of row numbers; means over batches of every output.
+        """One pass over batches, given as row numbers; means over batches of every output.
 
         `inputs` are fed besides the data (`learning_rate`, `exit1.weight`, ...).
         """
         sums: dict[str, float] = {}
-        for rows in batches:
+        count = 0
+        for rows in order:
+            count += 1
             fed = {**inputs, "x": x[rows], LABELS: labels[rows]}
             result = {k: float(v) for k, v in self.step.run(fed).items()}
             on_step(result)
             for name, value in result.items():
                 sums[name] = sums.get(name, 0.0) + value
-        return {name: total / len(batches) for name, total in sums.items()}
-
-
-def shuffled(count: int, batch: int, seed: int, epoch: int) -> list[np.ndarray]:
-    """Row numbers of each batch of an epoch: a permutation of (seed, epoch), the rest kept."""
-    order = np.random.default_rng([seed, epoch]).permutation(count)
-    return [order[i : i + batch] for i in range(0, count, batch)]
+        return {name: total / count for name, total in sums.items()}
 
 
 def train(
@@ -88,8 +85,8 @@ def train(
     history = History()
     for epoch in range(epochs):
         start = time.perf_counter()
-        batches = shuffled(len(x), batch, seed, epoch)
-        means = training.epoch(x, labels, batches, on_step, **inputs)
+        order = batches(len(x), batch, seed=seed, epoch=epoch)
+        means = training.epoch(x, labels, order, on_step, **inputs)
         history.seconds.append(time.perf_counter() - start)
         history.epochs.append(means)
         on_epoch(epoch, means)

@@ -334,8 +334,8 @@ def _average_pool(op: Any, x: np.ndarray) -> Outputs:
 def _average_pool_gradient(op: Any, dy: np.ndarray) -> Outputs:
     dx = np.zeros((*dy.shape[:2], *numbers(op.size)))
     for window, positions in _windows(op, numbers(op.size)).items():
-        for at in positions:
-            dx[(..., *at)] += dy[(..., *window)] / _divisor(op, positions)
+        for plane, at in itertools.product(np.ndindex(*dy.shape[:2]), positions):
+            dx[plane + at] += dy[plane + window] / _divisor(op, positions)
     return (dx,)
 
 
@@ -384,9 +384,7 @@ def _batch_norm_inference(op: Any, x: np.ndarray, *vectors: np.ndarray) -> Outpu
 
 
 @reference("batch_norm_training")
-def _batch_norm_training(
-    op: Any, x: np.ndarray, gamma: np.ndarray, beta: np.ndarray
-) -> Outputs:
+def _batch_norm_training(op: Any, x: np.ndarray, gamma: np.ndarray, beta: np.ndarray) -> Outputs:
     mean, var = statistics(x)
     return (*_batch_norm_inference(op, x, gamma, beta, mean, var), mean, var)
 
@@ -434,7 +432,7 @@ def _one_hot(op: Any, labels: np.ndarray) -> Outputs:
     y = np.zeros((len(labels), op.classes, *labels.shape[1:]))
     for at in np.ndindex(labels.shape):
         if 0 <= labels[at] < op.classes:
-            y[(at[0], labels[at], *at[1:])] = 1
+            y[at[:1] + (int(labels[at]),) + at[1:]] = 1
     return (y,)
 
 
@@ -443,7 +441,7 @@ def _cross_entropy(op: Any, logits: np.ndarray, labels: np.ndarray) -> Outputs:
     loss = np.zeros(labels.shape)
     for at in np.ndindex(labels.shape):
         if labels[at] != op.ignore_label:
-            line = logits[(at[0], slice(None), *at[1:])].tolist()
+            line = np.moveaxis(logits, 1, -1)[at].tolist()
             loss[at] = -math.log(softmax(line)[labels[at]])
     return (loss,)
 

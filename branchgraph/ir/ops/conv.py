@@ -40,6 +40,8 @@ class _Window(Op):
 
     def check(self) -> None:
         n = len(self.stride)
+        if n == 0:
+            raise GraphError("convolution needs at least one spatial axis")
         if len(self.pad) != 2 * n or len(self.dilation) != n:
             raise GraphError(f"convolution over {n} axes needs {2 * n} pads and {n} dilations")
         if min(*self.stride, *self.dilation, self.groups) < 1 or min(self.pad) < 0:
@@ -145,7 +147,7 @@ class Conv(_Window, opcode="conv", operands=("x", "weight", "bias?")):
         kernel = weight.shape[2:]
         out = self.out_size(x.shape[2:], kernel)
         filters = weight.reshape(self.groups, weight.shape[0] // self.groups, -1)
-        y = np.matmul(filters, self.columns(x, kernel))
+        y = np.matmul(filters, self.columns(x, kernel)).astype(x.dtype, copy=False)
         y = y.reshape(x.shape[0], weight.shape[0], *out)
         return (y + bias[0].reshape(-1, *(1,) * self.axes) if bias else y,)
 
@@ -197,6 +199,10 @@ class ConvTranspose(_Window, opcode="conv_transpose", operands=("dy", "weight"))
             dy.shape[1] == weight.shape[0],
             f"dy has {dy.shape[1]} channels, weight {weight.shape[0]}",
         )
+        require(
+            weight.shape[0] % self.groups == 0,
+            f"{weight.shape[0]} filters in {self.groups} groups",
+        )
         out = self.out_size(self.size, weight.shape[2:])
         require(out == dy.shape[2:], f"size {self.size} gives {out}, dy has {dy.shape[2:]}")
         return (TensorType((dy.shape[0], weight.shape[1] * self.groups, *self.size), dy.dtype),)
@@ -206,7 +212,8 @@ class ConvTranspose(_Window, opcode="conv_transpose", operands=("dy", "weight"))
         n, g = dy.shape[0], self.groups
         out, kernel = dy.shape[2:], weight.shape[2:]
         filters = weight.reshape(g, weight.shape[0] // g, -1).transpose(0, 2, 1)
-        columns = np.matmul(filters, dy.reshape(n, g, weight.shape[0] // g, -1))
+        by_group = dy.reshape(n, g, weight.shape[0] // g, int(np.prod(out)))
+        columns = np.matmul(filters, by_group).astype(dy.dtype, copy=False)
         size = tuple(int(d) for d in self.size if isinstance(d, int))
         return (self.uncolumns(columns, size, kernel, out),)
 
@@ -252,9 +259,10 @@ class ConvWeightGradient(_Window, opcode="conv_weight_gradient", operands=("x", 
         n, g = x.shape[0], self.groups
         kernel = tuple(int(k) for k in self.kernel if isinstance(k, int))
         columns = self.columns(x, kernel)
-        by_group = dy.reshape(n, g, dy.shape[1] // g, -1)
+        by_group = dy.reshape(n, g, dy.shape[1] // g, int(np.prod(dy.shape[2:])))
         dweight = np.matmul(by_group, columns.swapaxes(-1, -2)).sum(axis=0)
-        return (dweight.reshape(dy.shape[1], x.shape[1] // g, *kernel),)
+        dweight = dweight.reshape(dy.shape[1], x.shape[1] // g, *kernel)
+        return (dweight.astype(x.dtype, copy=False),)
 
     def gradient(self, node: Node, cotangents: Cotangents, wanted: Wanted) -> Cotangents:
         (dw,) = cotangents

@@ -34,7 +34,7 @@ class MatMul(Op, opcode="matmul", operands=("a", "b")):
         a, b = inputs
         left = a.swapaxes(-1, -2) if self.transpose_a else a
         right = b.swapaxes(-1, -2) if self.transpose_b else b
-        return (left @ right,)
+        return ((left @ right).astype(a.dtype, copy=False),)
 
     def gradient(self, node: Node, cotangents: Cotangents, wanted: Wanted) -> Cotangents:
         (dy,) = cotangents
@@ -79,7 +79,7 @@ class Dense(Op, opcode="dense", operands=("x", "weight", "bias?")):
 
     def evaluate(self, *inputs: np.ndarray) -> tuple[np.ndarray, ...]:
         x, weight, *bias = inputs
-        y = x @ weight.T
+        y = (x @ weight.T).astype(x.dtype, copy=False)
         return (y + bias[0] if bias else y,)
 
     def gradient(self, node: Node, cotangents: Cotangents, wanted: Wanted) -> Cotangents:

@@ -33,6 +33,8 @@ class _Pool(Op):
 
     def check(self) -> None:
         n = len(self.kernel)
+        if n == 0:
+            raise GraphError("pooling needs at least one spatial axis")
         if len(self.stride) != n or len(self.pad) != 2 * n:
             raise GraphError(f"pooling over {n} axes needs {n} strides and {2 * n} pads")
         if min(*self.kernel, *self.stride) < 1 or min(self.pad) < 0:
@@ -162,10 +164,10 @@ class ScatterPooled(Op, opcode="scatter_pooled", operands=("dy", "index")):
         planes = int(np.prod(dy.shape[:2]))
         size = tuple(int(d) for d in self.size if isinstance(d, int))
         area = int(np.prod(size))
-        flat = index.reshape(planes, -1)
+        flat = index.reshape(planes, int(np.prod(index.shape[2:])))
         target = flat + np.arange(planes)[:, None] * area
         kept = flat >= 0
-        weights = dy.reshape(planes, -1)[kept]
+        weights = dy.reshape(flat.shape)[kept]
         summed = np.bincount(target[kept], weights=weights, minlength=planes * area)
         return (summed.astype(dy.dtype).reshape(*dy.shape[:2], *size),)
 
@@ -190,8 +192,9 @@ class GatherPooled(Op, opcode="gather_pooled", operands=("x", "index")):
 
     def evaluate(self, *inputs: np.ndarray) -> tuple[np.ndarray, ...]:
         x, index = inputs
-        flat = index.reshape(*index.shape[:2], -1)
-        y = np.take_along_axis(x.reshape(*x.shape[:2], -1), np.maximum(flat, 0), axis=2)
+        flat = index.reshape(*index.shape[:2], int(np.prod(index.shape[2:])))
+        cells = x.reshape(*x.shape[:2], int(np.prod(x.shape[2:])))
+        y = np.take_along_axis(cells, np.maximum(flat, 0), axis=2)
         return (np.where(flat >= 0, y, x.dtype.type(0)).reshape(index.shape),)
 
     def gradient(self, node: Node, cotangents: Cotangents, wanted: Wanted) -> Cotangents:

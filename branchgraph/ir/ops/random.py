@@ -63,6 +63,7 @@ class RandomUniform(Op, opcode="random_uniform", operands=("key", "step", "rows?
         require(key == TensorType((2,), DType.U32), f"key must be u32[2], got {key}")
         require(step == TensorType((), DType.I64), f"step must be i64[], got {step}")
         require(self.dtype.is_float, f"needs a floating dtype, got {self.dtype}")
+        require(bool(self.shape) or not rows, "a shape without an axis has no rows to choose")
         expected = TensorType(self.shape[:1], DType.I64)
         require(all(r == expected for r in rows), f"rows must be {expected}")
         return (TensorType(self.shape, self.dtype),)
@@ -76,7 +77,7 @@ class RandomUniform(Op, opcode="random_uniform", operands=("key", "step", "rows?
         blocks = np.arange((elements + 3) // 4)
         counter = (blocks[None, :], row[:, None], step, np.asarray(self.stream))
         words = philox4x32(counter, (int(key[0]), int(key[1])))
-        drawn = np.stack(words, axis=-1).reshape(count, -1)[:, :elements]
+        drawn = np.stack(words, axis=-1).reshape(count, 4 * len(blocks))[:, :elements]
         uniform = (drawn >> np.uint64(8)).astype(np.float64) * 2.0**-24
         return (uniform.astype(self.dtype.numpy).reshape(shape),)
 

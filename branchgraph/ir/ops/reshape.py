@@ -171,6 +171,10 @@ class Split(Op, opcode="split", operands=("x",)):
     axis: int
     sizes: tuple[int, ...]
 
+    def check(self) -> None:
+        if not self.sizes or min(self.sizes) < 0:
+            raise GraphError(f"split: needs at least one size, none negative, got {self.sizes}")
+
     def infer(self, *inputs: TensorType) -> tuple[TensorType, ...]:
         (x,) = inputs
         _check_axis(self.axis, x)
