@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -98,14 +99,16 @@ def show(source: str, passes: tuple[str, ...], output: Path | None) -> None:
     branchgraph show lenet
     branchgraph show lenet --pass insert_exits:after=conv1 -o b_lenet.svg
     """
-    from branchgraph.show.render import render
+    from branchgraph.show.render import DrawingWarning, render
     from branchgraph.show.text import to_text
 
     graph = _rewritten(_read(source)[0], passes)
     if output is None:
         click.echo(to_text(graph))
         return
-    drawing = render(graph, output)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DrawingWarning)  # the note below says it
+        drawing = render(graph, output)
     if drawing.note:
         click.echo(drawing.note, err=True)
     click.echo(str(drawing.path))
@@ -188,13 +191,24 @@ def train(
     from branchgraph.training.progress import summary, train_with_progress
 
     graph = _rewritten(_read(net)[0], passes)
+    _check_target(output, ".bg")
     dataset = load(data)
     made = _optimiser(optimiser, learning_rate)
     training = Training.of(graph, made, seed=seed)
-    history = train_with_progress(training, dataset.train_images, dataset.train_labels, epochs, batch, seed)
+    history = train_with_progress(
+        training, dataset.train_images, dataset.train_labels, epochs, batch, seed
+    )
     click.echo(summary(history))
     save(output, graph, training.store)
     click.echo(str(output))
+
+
+def _check_target(path: Path, suffix: str) -> None:
+    """Refuse a file that could not be written, before the work that it is to hold."""
+    if path.suffix != suffix:
+        raise FormatError(f"{path}: the name must end in {suffix}")
+    if not path.parent.is_dir():
+        raise FormatError(f"{path}: there is no folder {path.parent}; create it first")
 
 
 def _optimiser(name: str, learning_rate: float | None) -> Any:
@@ -229,11 +243,17 @@ def sweep(
     from branchgraph.data import load
     from branchgraph.ir.file import load as load_file
 
+    settings = [_threshold(t) for t in thresholds.split(",")]
     graph, store = load_file(file)
     dataset = load(data)
-    settings = [_threshold(t) for t in thresholds.split(",")]
     result = analysis.sweep(
-        graph, store, dataset.test_images, dataset.test_labels, settings, batch=batch, repeats=repeats
+        graph,
+        store,
+        dataset.test_images,
+        dataset.test_labels,
+        settings,
+        batch=batch,
+        repeats=repeats,
     )
     click.echo(analysis.table(result, graph.name))
     if csv_path is not None:

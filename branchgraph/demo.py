@@ -7,6 +7,7 @@ network connection is needed; `mnist` runs the published network on MNIST.
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from branchgraph.ir.graph import Graph
 from branchgraph.ir.optimisers import Adam
 from branchgraph.nets import network
 from branchgraph.passes.base import Pass
-from branchgraph.show.render import render
+from branchgraph.show.render import DrawingWarning, render
 from branchgraph.training import Training
 from branchgraph.training.progress import summary, train_with_progress
 
@@ -57,7 +58,8 @@ def run(data: str, epochs: int | None, seed: int, output: Path, say: Callable[[s
     dataset = load(data)
     _folder(output)
     say(
-        f"data: {dataset.name}, {len(dataset.train_images)} training and {len(dataset.test_images)} test images"
+        f"data: {dataset.name}, {len(dataset.train_images)} training and "
+        f"{len(dataset.test_images)} test images"
     )
 
     plain = network(setting.network)
@@ -80,7 +82,8 @@ def run(data: str, epochs: int | None, seed: int, output: Path, say: Callable[[s
     x, labels = dataset.test_images[: setting.sweep_rows], dataset.test_labels[: setting.sweep_rows]
     for batch in (1, 64):
         say(
-            f"\nearly exits on {len(x)} test images, batch {batch}, wall clock, everything included:"
+            f"\nearly exits on {len(x)} test images, batch {batch}, "
+            "wall clock with everything in it:"
         )
         measured = sweep(result.graph, training.store, x, labels, THRESHOLDS, batch=batch)
         say(table(measured, "LeNet"))
@@ -102,7 +105,9 @@ def _folder(path: Path) -> None:
 
 def _draw(graph: Graph, path: Path, say: Callable[[str], None]) -> Path:
     """Draw a graph and pass on what the renderer has to say."""
-    drawing = render(graph, path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DrawingWarning)  # the note says it
+        drawing = render(graph, path)
     if drawing.note:
         say(drawing.note)
     return drawing.path

@@ -136,9 +136,7 @@ def random_graphs(draw: st.DrawFn, norms: bool = True) -> Graph:
     return graph
 
 
-def _random_step(
-    draw: st.DrawFn, graph: Graph, values: list[Value], k: int, norms: bool
-) -> Value:
+def _random_step(draw: st.DrawFn, graph: Graph, values: list[Value], k: int, norms: bool) -> Value:
     pick = st.sampled_from(values)
     kind = draw(st.integers(0, 6 if norms else 5))
     with branch(f"b{draw(st.integers(0, 2))}") if draw(st.booleans()) else scope(f"s{k}"):
@@ -163,5 +161,3 @@ def _random_step(
 def images(n: int = 5, channels: int = 3, size: int = 6, seed: int = 1) -> np.ndarray:
     """Random input for `image_input`."""
     return np.random.default_rng(seed).normal(size=(n, channels, size, size)).astype(np.float32)
-
-

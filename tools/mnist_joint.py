@@ -44,7 +44,9 @@ def one_seed(seed: int, epochs: int, batch: int) -> dict[str, float]:
     data = load("mnist")
     net = network("b_lenet")
     training = Training.of(net, Adam(), seed=seed)
-    history = train(training, data.train_images, data.train_labels, epochs=epochs, batch=batch, seed=seed)
+    history = train(
+        training, data.train_images, data.train_labels, epochs=epochs, batch=batch, seed=seed
+    )
     run = compile(net, store=training.store)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     figures = accuracies(run, data.test_images, data.test_labels)

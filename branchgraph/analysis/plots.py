@@ -1,10 +1,11 @@
 """Figures of measurements: threshold sweeps and training curves.
 
-`plot_sweep` draws what BranchyNet (arXiv 1709.01686) reports of a sweep: accuracy against wall-clock
-time per sample, and the shares of the exits against the threshold. `plot_training` draws the losses
-and accuracies of all exits over the epochs. Figures are drawn off screen and leave matplotlib's
-global state alone.
+`plot_sweep` draws what BranchyNet (arXiv 1709.01686) reports of a sweep: accuracy against the
+wall-clock time per sample, and the shares of the exits against the threshold. `plot_training` draws
+the losses and accuracies of all exits over the epochs. Figures are drawn off screen and leave
+matplotlib's global state alone.
 """
+# ruff: noqa: RUF001, RUF002  (the multiplication sign is meant)
 
 from __future__ import annotations
 
@@ -116,7 +117,9 @@ def plot_training(
     figure = _figure(5.25 * len(drawn), 4.0)
     curves = [_curve(n) for names in drawn.values() for n in names]
     colours = _colours([curve for curve, _ in curves])
-    for axes, (measure, names) in zip(figure.subplots(1, len(drawn), squeeze=False)[0], drawn.items()):
+    for axes, (measure, names) in zip(
+        figure.subplots(1, len(drawn), squeeze=False)[0], drawn.items()
+    ):
         for name in names:
             values = history[name]
             scale = 100.0 if measure == "acc" else 1.0
@@ -156,7 +159,8 @@ def _trade_off(axes: Axes, rows: Sequence[SweepRow], baseline: Measured | None) 
 def _label_points(figure: Figure, axes: Axes, rows: Sequence[SweepRow]) -> None:
     """Write its threshold at each point, where there is room for it; the best points first."""
     figure.draw_without_rendering()
-    taken: list[Any] = [axes.get_legend().get_window_extent()] if axes.get_legend() else []
+    legend = axes.get_legend()
+    taken: list[Any] = [legend.get_window_extent()] if legend else []
     for row in sorted(rows, key=lambda r: (-r.accuracy, r.seconds_per_sample)):
         point = (1e3 * row.seconds_per_sample, 100 * row.accuracy)
         for (dx, dy), across, up in _PLACES:
@@ -165,7 +169,8 @@ def _label_points(figure: Figure, axes: Axes, rows: Sequence[SweepRow]) -> None:
                 color=_QUIET, ha=across, va=up,
             )  # fmt: skip
             box = text.get_window_extent()
-            if box.count_overlaps(taken) == 0 and axes.bbox.fully_containsx(box.x1):
+            inside = axes.bbox.fully_containsx(box.x0) and axes.bbox.fully_containsx(box.x1)
+            if inside and box.count_overlaps(taken) == 0:
                 taken.append(box)
                 break
             text.remove()
@@ -248,7 +253,8 @@ def _tints(count: int) -> list[str]:
     from matplotlib.colors import to_hex, to_rgb
 
     def pale(colour: str) -> str:
-        return to_hex([0.45 * c + 0.55 for c in to_rgb(colour)])
+        red, green, blue = (0.45 * c + 0.55 for c in to_rgb(colour))
+        return to_hex((red, green, blue))
 
     return [pale(_COLOURS[k % len(_COLOURS)]) for k in range(count)]
 

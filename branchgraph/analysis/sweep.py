@@ -114,6 +114,8 @@ def sweep(
     early = [n for n in exits if len(n.inputs) > 1]
     if not early:
         raise GraphError(f"{graph.name} has no early exits to sweep; insert some (insert_exits)")
+    if not len(x):
+        raise GraphError("there are no samples to sweep over")
     settings = [_setting(t, len(early)) for t in thresholds]
     names = [n.inputs[1].name for n in early]
     branchy = _Measured(compile(graph, backend, store=store), x, batch)

@@ -343,9 +343,10 @@ class Graph:
 
     @property
     def states(self) -> list[State]:
-        """States the graph reads or updates: first those of nodes, in their order, then the rest."""
+        """States the graph mentions: first those its nodes read, in their order, then the rest."""
         used = (v.state for n in self.nodes for v in n.inputs if v.state is not None)
-        return list(dict.fromkeys([*used, *self._reads, *self._updates]))
+        rest = (*self._reads, *self._updates, *self._gradients)
+        return list(dict.fromkeys([*used, *rest]))
 
     @property
     def reads(self) -> Mapping[State, Value]:

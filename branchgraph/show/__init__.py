@@ -1,8 +1,8 @@
 """Pictures of graphs: DOT, SVG, PNG, PDF and a drawing for the terminal.
 
-    from branchgraph.show import render, to_text
-    render(graph, "b_lenet.svg")
-    print(to_text(graph))
+from branchgraph.show import render, to_text
+render(graph, "b_lenet.svg")
+print(to_text(graph))
 """
 
 from branchgraph.show.dot import to_dot

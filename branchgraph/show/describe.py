@@ -3,6 +3,7 @@
 A convolution reads `5x5, 16, stride 2, pad 3`, a pooling `2x2/2`, an exit `entropy < 0.5`, a shape
 `N×16×30×30`. Everything that a user named is cleaned here of what no renderer can draw.
 """
+# ruff: noqa: RUF001, RUF002  (the multiplication sign is meant)
 
 from __future__ import annotations
 
@@ -23,9 +24,14 @@ LONGEST_NAME = 48
 _UNDRAWABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\ufffe\uffff]")
 
 
+def printable(text: str) -> str:
+    """`text` on one line: control characters and lone surrogates as escapes."""
+    return _UNDRAWABLE.sub(lambda m: m.group().encode("unicode_escape").decode(), text)
+
+
 def clean(text: str) -> str:
-    """`text` on one line: control characters and lone surrogates as escapes, long text cut."""
-    seen = _UNDRAWABLE.sub(lambda m: m.group().encode("unicode_escape").decode(), text)
+    """`text` as a printable name, cut where it is too long."""
+    seen = printable(text)
     return seen if len(seen) <= LONGEST_NAME else seen[: LONGEST_NAME - 1] + "…"
 
 

@@ -60,12 +60,13 @@ def to_dot(
 ) -> str:
     """DOT source of `graph`.
 
-    `shapes` writes shapes at the edges (unless there are hundreds of boxes); `states` draws states, 0-d inputs and parameter
-    expressions, which are otherwise folded into labels; `updates` draws gradients, updates and what
-    leads to nothing else; `stack` draws the steps of a layer in one box.
+    `shapes` writes shapes at the edges (unless there are hundreds of boxes); `states` draws states,
+    0-d inputs and parameter expressions, which are otherwise folded into labels; `updates` draws
+    gradients, updates and what leads to nothing else; `stack` draws the steps of a layer in one
+    box; `legend` explains the kinds of nodes.
     """
     picture = Picture(graph, states=states, updates=updates)
-    return _Drawer(picture, shapes=shapes, stack=stack, legend=legend).run().source
+    return str(_Drawer(picture, shapes=shapes, stack=stack, legend=legend).run().source)
 
 
 def escape(text: str) -> str:
@@ -85,7 +86,9 @@ class _Drawer:
         self.dot = graphviz.Digraph(
             graphviz.escape(describe.clean(picture.graph.name)),
             graph_attr={
-                **_GRAPH, **(_LARGE if large else {}), "label": self._title(),
+                **_GRAPH,
+                **(_LARGE if large else {}),
+                "label": self._title(),
             },
             node_attr=_NODE,
             edge_attr=_EDGE,
@@ -108,7 +111,7 @@ class _Drawer:
 
     def _title(self) -> str:
         name = escape(describe.clean(self.picture.graph.name))
-        totals = escape(self.picture.totals())
+        totals = escape(" · ".join(self.picture.totals()))
         return (
             f'<<TABLE BORDER="0" CELLSPACING="0" CELLPADDING="1"><TR><TD><B>{name}</B></TD></TR>'
             f'<TR><TD><FONT POINT-SIZE="9">{totals}</FONT></TD></TR></TABLE>>'
@@ -150,7 +153,7 @@ class _Drawer:
 
     def _box(self, into: graphviz.Digraph, stack: list[Node]) -> None:
         id = self.ids[stack[0]]
-        tooltip = "\n".join(format_node(n, self.labels) for n in stack)
+        tooltip = ";  ".join(format_node(n, self.labels) for n in stack)
         first = kind(stack[0])
         if first in STEPS:
             self._rows(into, id, stack, tooltip)
@@ -169,7 +172,9 @@ class _Drawer:
                 room = _ROW
             rows[-1].append(cell)
             room = 0 if wide else room - length
-        table = _table("".join(f"<TR><TD>{_table('<TR>' + ''.join(r) + '</TR>')}</TD></TR>" for r in rows))
+        table = _table(
+            "".join(f"<TR><TD>{_table('<TR>' + ''.join(r) + '</TR>')}</TD></TR>" for r in rows)
+        )
         kinds = [kind(n) for n in stack]
         look = LOOKS[kinds[0]]
         into.node(
@@ -196,9 +201,7 @@ class _Drawer:
         lines = [self.picture.subtitle(node), self.picture.parameters(node)]
         return _two_lines(title, ", ".join(filter(None, lines)))
 
-    def _shape(
-        self, into: graphviz.Digraph, id: str, of: Kind, label: str, tooltip: str
-    ) -> None:
+    def _shape(self, into: graphviz.Digraph, id: str, of: Kind, label: str, tooltip: str) -> None:
         into.node(id, label, tooltip=_quoted(tooltip), **_attributes(of))
 
     def _outputs(self) -> None:
@@ -251,7 +254,8 @@ def _table(rows: str) -> str:
 
 def _quoted(text: str) -> str:
     """`text` as an ordinary DOT string; Graphviz would read entities in it."""
-    return graphviz.escape(text.replace("&", "&amp;"))
+    quoted: str = graphviz.escape(describe.printable(text).replace("&", "&amp;"))
+    return quoted
 
 
 def _two_lines(first: str, second: str) -> str:

@@ -101,12 +101,16 @@ class Picture:
 
     def subtitle(self, node: Node) -> str:
         """The key attributes, and the folded operands that are worth naming."""
-        parts = [describe.subtitle(node), self._arithmetic(node)]
-        if not self.states and kind(node) is not Kind.EXIT:
-            named = (v.state for v in node.inputs if v.state and v.state.role in _NAMED_ROLES)
-            names = ", ".join(describe.relative(s.name, node.scope) for s in dict.fromkeys(named))
-            parts.append(f"by {names}" if names else "")
-        return " ".join(filter(None, parts))
+        arithmetic = self._arithmetic(node)
+        named = arithmetic or ("" if kind(node) is Kind.EXIT else self._steered_by(node))
+        return " ".join(filter(None, (describe.subtitle(node), named)))
+
+    def _steered_by(self, node: Node) -> str:
+        """`by gate.score`: states that steer a node and are not drawn."""
+        named = (v.state for v in node.inputs if v.state and v.state.role in _NAMED_ROLES)
+        names = (describe.relative(s.name, node.scope) for s in dict.fromkeys(named))
+        listed = "" if self.states else ", ".join(names)
+        return f"by {listed}" if listed else ""
 
     def _arithmetic(self, node: Node) -> str:
         """`· < exit1.threshold (0.5)`: two operands, of which one is a folded scalar."""
@@ -128,7 +132,7 @@ class Picture:
         filled = describe.constant(value)
         return "…" if filled is None else describe.number(filled)
 
-    def totals(self) -> str:
+    def totals(self) -> list[str]:
         """Parameters and MACs of the whole graph, and what is not drawn."""
         total = cost(self.graph).per_sample()
         parts = [
@@ -138,7 +142,7 @@ class Picture:
         if self.undrawn:
             hidden = describe.count(self.undrawn, "node")
             parts.append(f"{hidden} of gradients and updates not drawn")
-        return " · ".join(parts)
+        return parts
 
     def kinds(self) -> list[Kind]:
         """Kinds in the picture, in the order of the legend."""

@@ -35,6 +35,9 @@ SUFFIXES = (*PICTURES, ".dot", ".txt")
 #: Seconds after which a layout is given up.
 LONGEST_LAYOUT = 300
 
+#: DOT source and format to the bytes of a picture.
+Renderer = Callable[[str, str], bytes]
+
 
 class DrawingWarning(UserWarning):
     """A graph was drawn in another form than the one asked for."""
@@ -58,7 +61,9 @@ def render(graph: Graph, path: str | os.PathLike[str], **options: bool) -> Drawi
     target = Path(path)
     suffix = target.suffix.lower()
     if suffix not in SUFFIXES:
-        raise FormatError(f"{target.name}: cannot draw {suffix!r}; use one of {', '.join(SUFFIXES)}")
+        raise FormatError(
+            f"{target.name}: cannot draw {suffix!r}; use one of {', '.join(SUFFIXES)}"
+        )
     if suffix == ".txt":
         return _text(graph, target, options)
     source = to_dot(graph, **options)
@@ -69,17 +74,23 @@ def render(graph: Graph, path: str | os.PathLike[str], **options: bool) -> Drawi
         source = source.replace("{", f"{{\n\tdpi={PNG_DPI}", 1)
     failures: dict[str, Exception] = {}
     for name, renderer in RENDERERS.items():
-        try:
-            picture = renderer(source, suffix[1:])
-        except (ImportError, OSError, ValueError, RuntimeError, subprocess.SubprocessError) as error:
-            failures[name] = error
-        else:
-            write(target, picture)
+        outcome = _attempt(renderer, source, suffix[1:])
+        if isinstance(outcome, bytes):
+            write(target, outcome)
             return Drawing(target, name)
+        failures[name] = outcome
     drawing = _text(graph, target.with_suffix(".txt"), options)
     note = f"{target.name} was drawn as text into {drawing.path.name}: {_explain(failures)}"
     warnings.warn(note, DrawingWarning, stacklevel=2)
     return Drawing(drawing.path, drawing.renderer, note)
+
+
+def _attempt(renderer: Renderer, source: str, format: str) -> bytes | Exception:
+    """The picture, or why this renderer cannot draw it."""
+    try:
+        return renderer(source, format)
+    except (ImportError, OSError, ValueError, RuntimeError, subprocess.SubprocessError) as error:
+        return error
 
 
 def _explain(failures: Mapping[str, Exception]) -> str:
@@ -122,19 +133,19 @@ def _by_pygraphviz(source: str, format: str) -> bytes:
         timeout=LONGEST_LAYOUT,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
     )
-    if done.returncode or not done.stdout:
-        lines = done.stderr.decode(errors="replace").split("\n")
-        told = [line for line in lines if "rror" in line or "ssert" in line]
-        raise OSError(told[-1] if told else f"ended with status {done.returncode}")
+    complaints = done.stderr.decode(errors="replace").splitlines()
+    wrong = [c for c in complaints if "lost" in c or "ssertion" in c or "Error: memory" in c]
+    if done.returncode or not done.stdout or wrong:
+        raise OSError((wrong or complaints or [f"ended with status {done.returncode}"])[-1])
     return done.stdout
 
 
 def _by_dot(source: str, format: str) -> bytes:
-    return graphviz.Source(source).pipe(format=format, quiet=True)
+    return bytes(graphviz.Source(source).pipe(format=format, quiet=True))
 
 
 #: Renderers in the order in which they are tried.
-RENDERERS: dict[str, Callable[[str, str], bytes]] = {
+RENDERERS: dict[str, Renderer] = {
     "pygraphviz": _by_pygraphviz,
     "dot": _by_dot,
 }

@@ -1,19 +1,22 @@
 """A drawing of a graph for the terminal: one line a layer, blocks for scopes and branches.
 
-    b_lenet · 66,940 parameters · 1,000,000 MACs per sample
-        ○ x                                   N×1×28×28
-     %0 ■ conv1 5x5, 5, pad 3                 N×5×30×30   130 params
-        ╭ branch exit1
-     %1 │ ▽ max pool 2x2/2, cover all ← conv1  N×5×15×15
+    b_lenet · 74,694 parameters · 1,247,720 MACs per sample
+       ○ x                                     N×1×28×28
+    %0 ■ conv1 5x5, 5, pad 3                   N×5×30×30   130 params
+       ┏ branch exit1
+    %1 ┃ ▽ max pool 2x2/2, cover all           N×5×15×15
+       ┗
+    %9 ▽ max pool 2x2/2, cover all ← conv1     N×5×15×15
 
 A line reads the line above it unless it names what it reads after `←`. The numbers are those of the
 machine form (`ir.text.format_graph`), of which this is the short version for people.
 """
+# ruff: noqa: RUF002  (the multiplication sign is meant)
 
 from __future__ import annotations
 
-import textwrap
 import unicodedata
+from collections import Counter
 from collections.abc import Iterator
 
 from branchgraph.ir.graph import Graph, Location, Node, Value
@@ -26,9 +29,7 @@ from branchgraph.show.style import LOOKS, Kind, kind
 _NARROWEST = 48
 
 
-def to_text(
-    graph: Graph, width: int = 100, *, states: bool = False, updates: bool = False
-) -> str:
+def to_text(graph: Graph, width: int = 100, *, states: bool = False, updates: bool = False) -> str:
     """A drawing of `graph` in lines of at most `width` columns, ending in a newline.
 
     `states` and `updates` draw what `to_dot` draws under these names.
@@ -46,9 +47,8 @@ class _Writer:
         drawn = [v for n in picture.nodes for v in n.outputs]
         ids = [self.labels[v] for v in drawn]
         self.id_width = max(map(len, ids), default=0)
-        paths = [v.label for v in drawn]
-        repeated = {p for p in paths if paths.count(p) > 1} if len(paths) < 2000 else set(paths)
-        self.unique = {v for v in drawn if v.producer.name and v.label not in repeated}
+        uses = Counter(v.label for v in drawn)
+        self.unique = {v for v in drawn if v.producer and v.producer.name and uses[v.label] == 1}
         shown = [*drawn, *picture.inputs]
         self.shape_width = max((_columns(describe.shape(v.type)) for v in shown), default=0)
         counts = [picture.parameters(n) for n in picture.nodes]
@@ -56,19 +56,16 @@ class _Writer:
 
     def lines(self) -> Iterator[str]:
         """Header, leaves, layers, roots and the legend."""
-        head = f"{describe.clean(self.picture.graph.name)} · {self.picture.totals()}"
-        yield from textwrap.wrap(head, self.width, subsequent_indent="  ")
+        head = [describe.clean(self.picture.graph.name), *self.picture.totals()]
+        yield from _flow(head, " · ", self.width)
         for value in self.picture.inputs:
             yield self._leaf(value)
         self.last = self.picture.inputs[0] if len(self.picture.inputs) == 1 else None
         yield from self._layers()
         yield from self._roots()
         yield ""
-        legend = "   ".join(
-            f"{LOOKS[k].symbol} {LOOKS[k].words}".replace(" ", "\xa0") for k in self.picture.kinds()
-        )
-        wrapped = textwrap.wrap(legend, self.width, break_on_hyphens=False)
-        yield from (line.replace("\xa0", " ") for line in wrapped)
+        legend = [f"{LOOKS[k].symbol} {LOOKS[k].words}" for k in self.picture.kinds()]
+        yield from _flow(legend, "   ", self.width)
 
     # -- lines ---------------------------------------------------------------------------------
 
@@ -138,7 +135,9 @@ class _Writer:
             yield self._root(Kind.UPDATE, f"{word} of {describe.clean(state.name)}", value)
 
     def _root(self, of: Kind, label: str, value: Value) -> str:
-        source = self._reference(value) if self.picture.draws(value) else describe.clean(value.label)
+        source = (
+            self._reference(value) if self.picture.draws(value) else describe.clean(value.label)
+        )
         text = f"{LOOKS[of].symbol} {label} ← {source}"
         return self._line("", "", text, describe.shape(value.type))
 
@@ -157,6 +156,18 @@ def _columns(text: str) -> int:
     """Width in a terminal: wide East Asian characters take two columns, combining ones none."""
     wide = sum(unicodedata.east_asian_width(c) in "WF" for c in text)
     return len(text) + wide - sum(unicodedata.combining(c) > 0 for c in text)
+
+
+def _flow(parts: list[str], separator: str, width: int) -> Iterator[str]:
+    """`parts` in lines of at most `width` columns."""
+    line = ""
+    for part in parts:
+        longer = line + separator + part if line else part
+        if line and _columns(longer) > width:
+            yield line
+            longer = part
+        line = _cut(longer, width)
+    yield line
 
 
 def _cut(text: str, room: int) -> str:

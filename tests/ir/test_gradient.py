@@ -63,9 +63,6 @@ def branchy_lenet() -> Graph:
     return graph
 
 
-
-
-
 def ignoring(logits: Value, labels: Value) -> Value:
     """Cross-entropy averaged over the labels that are not -1 (7 of the 8 recorded ones)."""
     each = logits.graph.emit(CrossEntropy(ignore_label=-1), logits, labels)

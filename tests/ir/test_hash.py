@@ -5,7 +5,7 @@ from __future__ import annotations
 from builders import branches_of_every_kind, random_graphs
 from hypothesis import given, settings
 
-from branchgraph.ir.builder import conv, dense, dropout, relu
+from branchgraph.ir.builder import conv, dense, relu
 from branchgraph.ir.graph import Graph, branch, scope
 from branchgraph.ir.hash import canonical_states, structural_hash
 from branchgraph.ir.initialisers import HeNormal
@@ -94,5 +94,8 @@ def test_a_clone_has_the_same_hash_and_states(graph: Graph) -> None:
 
 
 def test_the_hash_of_a_known_graph_is_stable_across_runs() -> None:
-    first, second = structural_hash(branches_of_every_kind()), structural_hash(branches_of_every_kind())
+    first, second = (
+        structural_hash(branches_of_every_kind()),
+        structural_hash(branches_of_every_kind()),
+    )
     assert first == second

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from branchgraph.ir.dims import Dim
 from branchgraph.ir.gradient import vjp
 from branchgraph.ir.graph import Graph, Value
 from branchgraph.ir.interpret import interpret
@@ -160,7 +161,7 @@ def _separate(x: Value, axis: int = 0) -> tuple[Value, ...]:
 def _get_item(x: Value, index: Any) -> Value:
     """Slices, integers, None and an Ellipsis, or one mask of rows."""
     if isinstance(index, Value):
-        return _emit(Compact("kept"), index, x)
+        return _emit(Compact(Dim.symbol("kept")), index, x)
     parts = list(index) if isinstance(index, tuple) else [index]
     consumed = sum(p is not None and p is not Ellipsis for p in parts)
     rest = [slice(None)] * (_rank(x) - consumed)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pytest
 
+from branchgraph.ir.dims import Dim
 from branchgraph.ir.errors import GradientError, GraphError, ShapeError
 from branchgraph.ir.gradient import vjp
 from branchgraph.ir.graph import Graph, Value
@@ -39,8 +40,10 @@ from branchgraph.ir.ops.rows import Compact, Scatter
 from branchgraph.ir.state import Role, State, Store
 from branchgraph.ir.types import DType, TensorType
 from branchgraph.passes.specialise import specialise
-from tests.ir.op_cases import CASES, DIFFERENTIABLE, PLAIN, Case, gaps, named, of
+from tests.ir.op_cases import CASES, DIFFERENTIABLE, PLAIN, Case, N, gaps, named, of
 from tests.ir.op_references import REFERENCES, exit_score
+
+K = Dim.symbol("K")
 
 #: float64 against float64 by another order of summation.
 SAME_FORMULA = 1e-12
@@ -455,7 +458,7 @@ def test_weights_that_differ_from_row_to_row_are_not_row_wise(id: str) -> None:
 
 
 def test_a_bias_that_broadcasts_over_a_shorter_batch_is_not_row_wise() -> None:
-    matrix, vector = TensorType(("N", 3), DType.F32), TensorType(("N",), DType.F32)
+    matrix, vector = TensorType((N, 3), DType.F32), TensorType((N,), DType.F32)
     assert not Add().row_wise((matrix, vector), (True, True))
 
 
@@ -508,7 +511,7 @@ def test_scale_gradient_multiplies_the_cotangent(scale: float) -> None:
 @pytest.mark.parametrize("mask", [[False] * 3, [True, False, True], [True] * 3])
 def test_scatter_undoes_compact(mask: list[bool]) -> None:
     m, x = np.array(mask), np.arange(12.0).reshape(3, 4)
-    (kept,) = Compact("K").evaluate(m, x)
+    (kept,) = Compact(K).evaluate(m, x)
     (back,) = Scatter().evaluate(m, kept)
     (over,) = Scatter().evaluate(m, kept, x)
     np.testing.assert_array_equal(back, x * m[:, None])
@@ -741,7 +744,8 @@ def test_rows_leave_at_an_exit_by_its_criterion(case: Case) -> None:
     feeds = {f"x{i}": x for i, x in enumerate(case.inputs)}
     rest = np.zeros_like(case.inputs[0])
     outputs = interpret(lowered, {**feeds, "late": rest}).outputs
-    leaving = np.array(_leaving(case.op, *case.inputs))
+    logits, threshold, *previous = case.inputs
+    leaving = np.array(_leaving(case.op, logits, float(threshold), *previous), bool)
     assert 0 < leaving.sum() < len(leaving)
     np.testing.assert_array_equal(outputs["exit"], np.where(leaving, 0, 1))
     np.testing.assert_array_equal(
@@ -830,9 +834,9 @@ REFUSALS: list[tuple[Op, list[Typed], str]] = [
     (Select(), [f64(2), typed("f32")], "value is f64, gate is f32; cast one"),
     (StraightThrough(), [f64(2), f64(3)], "must have one type"),
     (ScaleGradient(), [f64(2), f64(1)], r"scale must be f64\[\], got f64\[1\]"),
-    (Compact("K"), [f64(2), f64(2, 3)], r"mask must be bool\[N\], got f64\[2\]"),
-    (Compact("K"), [typed("bool", 2), f64(3, 3)], "must have the 2 rows of the mask"),
-    (Compact("K"), [typed("bool", 2)], "at least one value"),
+    (Compact(K), [f64(2), f64(2, 3)], r"mask must be bool\[N\], got f64\[2\]"),
+    (Compact(K), [typed("bool", 2), f64(3, 3)], "must have the 2 rows of the mask"),
+    (Compact(K), [typed("bool", 2)], "at least one value"),
     (Scatter(), [typed("bool", 3), f64(2, 4), f64(3, 5)], r"base must be f64\[3, 4\]"),
     (BatchNorm(), [f64(2, 3), f64(3), f64(3), f64(4), f64(3)], r"have shape \[3\], got f64\[4\]"),
     (BatchNormTraining(), [f64(3), f64(3), f64(3)], "needs a batch and a channel axis"),

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 
 from branchgraph.compiler.pipeline import CLEANING
 from branchgraph.ir.builder import concat, merge_mean, merge_sum, relu
+from branchgraph.ir.gradient import differentiate
 from branchgraph.ir.graph import Graph, branch, path
 from branchgraph.ir.interpret import interpret
 from branchgraph.ir.op import make
@@ -17,7 +18,6 @@ from branchgraph.ir.ops.elementwise import Cast
 from branchgraph.ir.ops.merge import Sum
 from branchgraph.ir.ops.reduce import BroadcastTo
 from branchgraph.ir.optimisers import Adam
-from branchgraph.ir.gradient import differentiate
 from branchgraph.ir.state import State
 from branchgraph.ir.text import format_graph
 from branchgraph.ir.types import DType

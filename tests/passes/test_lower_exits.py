@@ -140,7 +140,9 @@ def test_rows_that_left_are_not_computed_further(monkeypatch: pytest.MonkeyPatch
     run = compile(graph, store=randomised(graph))
     rows: list[int] = []
     original = Conv.evaluate
-    monkeypatch.setattr(Conv, "evaluate", lambda self, *a: rows.append(len(a[0])) or original(self, *a))
+    monkeypatch.setattr(
+        Conv, "evaluate", lambda self, *a: rows.append(len(a[0])) or original(self, *a)
+    )
     run.run({"x": images(6), "exit1.threshold": 0.0, "exit2.threshold": 0.0})
     assert rows == [6, 6, 6, 6]
     rows.clear()

@@ -249,7 +249,9 @@ def test_quadrants_at_every_fraction_train_with_averaged_shared_gradients(fracti
     for state, gradient in mean.items():
         total = sum(g[state] for g in each if state in g)
         np.testing.assert_allclose(gradient, total / BRANCHES, **EXACT)
-    assert sum(1 for v in shared["shared"] if all(v.state in g for g in each)) == len(shared["shared"])
+    assert sum(1 for v in shared["shared"] if all(v.state in g for g in each)) == len(
+        shared["shared"]
+    )
 
 
 @pytest.mark.parametrize("fraction", [0.0, 0.5, 1.0])

@@ -1,0 +1,174 @@
+"""The command line, as a user types it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from branchgraph.cli import main
+from branchgraph.ir.file import load
+from branchgraph.ir.text import format_graph
+from branchgraph.nets import b_lenet
+
+DIGITS = "lenet:size=8,kernel=3,widths=4+8+16"
+
+
+def run(*arguments: str) -> Result:
+    result = CliRunner().invoke(main, list(arguments))
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+@pytest.mark.parametrize("command", ["demo", "train", "sweep", "show", "nets", "passes"])
+def test_every_command_has_help(command: str) -> None:
+    result = run(command, "--help")
+    assert result.exit_code == 0
+    assert "Usage" in result.output
+
+
+def test_nets_lists_options_parameters_and_macs() -> None:
+    text = run("nets").output
+    assert "67,824 parameters, 1,140,070 MACs" in text
+    listed = {e["name"]: e for e in json.loads(run("nets", "--json").output)}
+    assert listed["b_lenet"]["options"]["criterion"] == "entropy"
+
+
+def test_passes_lists_claims_and_options() -> None:
+    text = run("passes").output
+    assert "fold_batch_norm (exact)" in text
+    assert "after=required" in text
+
+
+def test_show_draws_text_without_an_output_file() -> None:
+    text = run("show", "lenet", "--pass", "insert_exits:after=conv1").output
+    assert "branch exit1" in text
+    assert "1 matched" in text
+
+
+@pytest.mark.parametrize("suffix", ["svg", "png", "pdf", "dot", "txt"])
+def test_show_writes_every_kind_of_file(tmp_path: Path, suffix: str) -> None:
+    target = tmp_path / f"net.{suffix}"
+    result = run("show", "b_lenet", "-o", str(target))
+    assert result.exit_code == 0, result.output
+    starts = {
+        "svg": b"<?xml",
+        "png": b"\x89PNG",
+        "pdf": b"%PDF",
+        "dot": b"digraph",
+        "txt": b"b_lenet",
+    }
+    assert target.read_bytes().lstrip(b"// \n").startswith(starts[suffix])
+
+
+def test_show_reads_the_text_form(tmp_path: Path) -> None:
+    source = tmp_path / "net.txt"
+    source.write_text(format_graph(b_lenet()))
+    assert run("show", str(source)).output == run("show", "b_lenet").output
+
+
+def test_train_then_sweep_then_show_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "net.bg"
+    trained = run(
+        "train", DIGITS, "--pass", "insert_exits:after=conv1", "--epochs", "2", "--batch", "128",
+        "--seed", "1", "-o", str(file),
+    )  # fmt: skip
+    assert trained.exit_code == 0, trained.output
+    assert "exit1.accuracy" in trained.output
+    graph, store = load(file)
+    assert all(s in store for s in graph.states)
+    table, plot = tmp_path / "sweep.csv", tmp_path / "sweep.png"
+    swept = run(
+        "sweep", str(file), "--thresholds", "0.1,1,5", "--batch", "64", "--repeats", "1",
+        "--csv", str(table), "--plot", str(plot),
+    )  # fmt: skip
+    assert swept.exit_code == 0, swept.output
+    assert swept.output.count("B-lenet") == 3
+    assert len(table.read_text().splitlines()) == 5
+    assert plot.read_bytes().startswith(b"\x89PNG")
+    assert "branch exit1" in run("show", str(file)).output
+
+
+def test_the_demo_writes_what_it_says(tmp_path: Path) -> None:
+    folder = tmp_path / "demo"
+    result = run("demo", "--epochs", "1", "-o", str(folder))
+    assert result.exit_code == 0, result.output
+    assert "8x8 digits" in result.output
+    written = {
+        Path(line.strip())
+        for line in result.output.splitlines()
+        if line.startswith("  " + str(folder))
+    }
+    assert {p.name for p in written} == {
+        "before.svg", "after.svg", "sweep.svg", "training.svg", "sweep.csv", "network.bg",
+    }  # fmt: skip
+    assert all(p.stat().st_size > 0 for p in written)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("show", "nothing"), "unknown network 'nothing'; known: b_lenet, lenet"),
+        (("show", "lenet", "--pass", "melt"), "unknown pass 'melt'"),
+        (("show", "lenet", "--pass", "insert_exits:after=conv9"), "no node 'conv9'"),
+        (("show", "missing.bg"), "missing.bg"),
+        (("show", "missing.txt"), "missing.txt"),
+        (("show", "lenet", "-o", "net.bmp"), "use one of .svg"),
+        (("train", "lenet", "--data", "cats", "-o", "x.bg"), "no data set 'cats'"),
+        (("train", "lenet", "--optimiser", "magic", "-o", "x.bg"), "known: sgd"),
+        (("train", "lenet", "-o", "x.bg"), "expected shape [N, 1, 28, 28], got [512, 1, 8, 8]"),
+        (("train", DIGITS, "-o", "x.txt"), "end in .bg"),
+        (("sweep", "missing.bg"), "missing.bg"),
+        (("sweep", "missing.bg", "--thresholds", "low"), "threshold 'low' is no number"),
+        (("demo", "--data", "cats"), "no data set 'cats'"),
+    ],
+)
+def test_mistakes_end_in_one_line_and_exit_code_2(
+    arguments: tuple[str, ...], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = run(*arguments)
+    assert result.exit_code == 2, result.output
+    last = result.output.strip().splitlines()[-1]
+    assert last.startswith("branchgraph: ")
+    assert message in last
+    assert "Traceback" not in result.output
+
+
+def test_missing_mnist_says_where_it_looked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BRANCHGRAPH_DATA", str(tmp_path))
+    result = run("train", "lenet", "--data", "mnist", "-o", str(tmp_path / "x.bg"))
+    assert result.exit_code == 2
+    assert str(tmp_path) in result.output
+
+
+def test_debug_shows_the_traceback() -> None:
+    with pytest.raises(Exception, match="unknown network"):
+        run("--debug", "show", "nothing")
+
+
+def test_a_full_disk_or_missing_folder_does_not_cost_the_training_run(tmp_path: Path) -> None:
+    result = run("train", DIGITS, "--epochs", "1", "-o", str(tmp_path / "no" / "net.bg"))
+    assert result.exit_code == 2
+    assert "epoch" not in result.output, "refused before training, not after"
+
+
+def test_show_without_graphviz_draws_text_and_names_the_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import sys
+
+    monkeypatch.setitem(sys.modules, "pygraphviz", None)
+    monkeypatch.setattr(shutil, "which", lambda *a, **k: None)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    result = run("show", "b_lenet", "-o", str(tmp_path / "net.svg"))
+    assert result.exit_code == 0, result.output
+    assert "python -m pip install 'pygraphviz>=2'" in result.output
+    assert (tmp_path / "net.txt").read_text().startswith("b_lenet")
+    assert not (tmp_path / "net.svg").exists()
