@@ -26,11 +26,19 @@ from branchgraph.training import Training, train
 THRESHOLD = 0.5
 
 
+def in_batches(run: Executable, x: np.ndarray, threshold: float) -> dict[str, np.ndarray]:
+    """Outputs for all of `x`, 500 images at a time."""
+    parts = [
+        run.run({"x": x[i : i + 500], "exit1.threshold": threshold}) for i in range(0, len(x), 500)
+    ]
+    return {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
+
+
 def accuracies(run: Executable, x: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     """Accuracy of each exit alone, and with early exits at `THRESHOLD`."""
     found = {}
     for name, threshold in (("exit1", 1e9), ("exit2", 0.0), ("early exits", THRESHOLD)):
-        outputs = run.run({"x": x, "exit1.threshold": threshold})
+        outputs = in_batches(run, x, threshold)
         right = outputs["logits"].argmax(axis=1) == labels
         found[name] = float(right.mean())
     left = outputs["exit"] == 0

@@ -5,18 +5,16 @@ wall-clock time per sample, and the shares of the exits against the threshold. `
 the losses and accuracies of all exits over the epochs. Figures are drawn off screen and leave
 matplotlib's global state alone.
 """
-# ruff: noqa: RUF001, RUF002  (the multiplication sign is meant)
 
 from __future__ import annotations
 
-import io
 import math
 import os
-import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from branchgraph.ir.atomic import replacing
 from branchgraph.ir.errors import FormatError, GraphError, MissingError
 
 if TYPE_CHECKING:
@@ -318,21 +316,11 @@ def _target(path: str | os.PathLike[str]) -> Path:
     if target.suffix.lower() not in SUFFIXES:
         listed = ", ".join(SUFFIXES)
         raise FormatError(f"{target.name}: cannot plot {target.suffix!r}; use one of {listed}")
-    if not target.parent.is_dir():
-        raise MissingError(
-            f"there is no folder {target.parent}; create it: mkdir -p '{target.parent}'"
-        )
     return target
 
 
 def _save(figure: Any, target: Path) -> Path:
     """Write a whole figure or nothing."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format=target.suffix[1:].lower(), dpi=150)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.{threading.get_ident()}")
-    try:
-        temporary.write_bytes(buffer.getvalue())
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(target) as temporary, temporary.open("wb") as stream:
+        figure.savefig(stream, format=target.suffix[1:].lower(), dpi=150)
     return target

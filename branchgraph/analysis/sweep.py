@@ -18,7 +18,8 @@ import numpy as np
 
 from branchgraph.compiler import Executable, compile
 from branchgraph.compiler.program import Instruction
-from branchgraph.ir.errors import FormatError, GraphError
+from branchgraph.ir.atomic import replacing
+from branchgraph.ir.errors import GraphError
 from branchgraph.ir.graph import Graph
 from branchgraph.ir.ops.exit import Exit, ExitScore
 from branchgraph.ir.state import Store
@@ -209,12 +210,9 @@ def _ms(seconds: float) -> str:
 
 
 def write_csv(result: Sweep, name: str, path: Path) -> None:
-    """The sweep as CSV, or `FormatError` when the file cannot be written."""
-    try:
-        with path.open("w", newline="", encoding="utf-8") as stream:
-            csv.writer(stream).writerows([COLUMNS, *rows(result, name)])
-    except OSError as error:
-        raise FormatError(f"{path}: cannot be written: {error.strerror}") from None
+    """The sweep as CSV; `BranchgraphError` when the file cannot be written."""
+    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
+        csv.writer(stream).writerows([COLUMNS, *rows(result, name)])
 
 
 def table(result: Sweep, name: str) -> str:

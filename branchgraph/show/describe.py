@@ -3,7 +3,6 @@
 A convolution reads `5x5, 16, stride 2, pad 3`, a pooling `2x2/2`, an exit `entropy < 0.5`, a shape
 `N×16×30×30`. Everything that a user named is cleaned here of what no renderer can draw.
 """
-# ruff: noqa: RUF001, RUF002  (the multiplication sign is meant)
 
 from __future__ import annotations
 

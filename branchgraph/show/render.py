@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import threading
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -18,7 +17,8 @@ from pathlib import Path
 
 import graphviz
 
-from branchgraph.ir.errors import FormatError, MissingError
+from branchgraph.ir.atomic import replacing
+from branchgraph.ir.errors import FormatError
 from branchgraph.ir.graph import Graph
 from branchgraph.show.dot import to_dot
 from branchgraph.show.text import to_text
@@ -151,16 +151,7 @@ RENDERERS: dict[str, Renderer] = {
 }
 
 
-# -- files -----------------------------------------------------------------------------------------
-
-
 def write(path: Path, content: bytes) -> None:
-    """Write a whole file or nothing: to a temporary name beside `path`, then over it."""
-    if not path.parent.is_dir():
-        raise MissingError(f"there is no folder {path.parent}; create it: mkdir -p '{path.parent}'")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
-    try:
+    """Write a whole file or nothing."""
+    with replacing(path) as temporary:
         temporary.write_bytes(content)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

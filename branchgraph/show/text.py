@@ -11,7 +11,6 @@
 A line reads the line above it unless it names what it reads after `←`. The numbers are those of the
 machine form (`ir.text.format_graph`), of which this is the short version for people.
 """
-# ruff: noqa: RUF002  (the multiplication sign is meant)
 
 from __future__ import annotations
 

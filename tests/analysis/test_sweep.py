@@ -12,7 +12,7 @@ from builders import dense_net_with_exits, images, randomised
 
 from branchgraph.analysis.sweep import COLUMNS, Sweep, rows, sweep, table, write_csv
 from branchgraph.compiler import compile
-from branchgraph.ir.errors import FormatError, GraphError
+from branchgraph.ir.errors import GraphError, MissingError
 from branchgraph.ir.ops.exit import ExitScore
 from branchgraph.nets import lenet
 from branchgraph.passes.insert_exits import RemoveExits
@@ -91,7 +91,7 @@ def test_the_csv_file_holds_the_same_cells(measured: Sweep, tmp_path: Path) -> N
     with (tmp_path / "sweep.csv").open(newline="") as stream:
         found = [tuple(row) for row in csv.reader(stream)]
     assert found == [COLUMNS, *rows(measured, "Net")]
-    with pytest.raises(FormatError, match="cannot be written"):
+    with pytest.raises(MissingError, match="no folder"):
         write_csv(measured, "Net", tmp_path / "nowhere" / "sweep.csv")
 
 

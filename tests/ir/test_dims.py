@@ -71,9 +71,8 @@ def test_a_symbol_bound_twice_must_agree() -> None:
 
 @pytest.mark.parametrize("text", ["", "N N", "2**N", "3.5", "N/2", "-"])
 def test_text_that_is_no_dimension_is_refused(text: str) -> None:
-    with pytest.raises((FormatError, ShapeError)):
-        if not isinstance(parse_dim(text), Dim):
-            raise ShapeError(text)
+    with pytest.raises(FormatError, match="no dimension"):
+        parse_dim(text)
 
 
 @pytest.mark.parametrize("value", [-1, True, 2.5, 2**60])

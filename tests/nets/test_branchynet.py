@@ -25,7 +25,8 @@ def test_lenet_has_the_published_shapes() -> None:
 
 def test_the_branch_of_b_lenet_has_the_published_shapes() -> None:
     (nodes,) = network("b_lenet").branches().values()
-    assert [str(n.output.type) for n in nodes if n.op.opcode in ("conv", "max_pool", "reshape")] == [
+    kinds = ("conv", "max_pool", "reshape")
+    assert [str(n.output.type) for n in nodes if n.op.opcode in kinds] == [
         "f32[N, 5, 15, 15]", "f32[N, 10, 15, 15]", "f32[N, 10, 8, 8]", "f32[N, 640]",
     ]  # fmt: skip
 

@@ -169,7 +169,7 @@ def test_what_head_and_trunk_share_is_computed_once_before_the_cut() -> None:
     assert str(compact.types[0]) == "f32[rows_1, 5, 15, 15]"
 
 
-# -- refusals ------------------------------------------------------------------------------------------
+# -- refusals --------------------------------------------------------------------------------------
 
 
 def test_an_op_that_mixes_rows_after_an_exit_is_refused() -> None:
@@ -208,7 +208,7 @@ def test_a_network_without_a_last_exit_is_refused() -> None:
         lower_exits(graph)
 
 
-# -- the published network -----------------------------------------------------------------------------
+# -- the published network -------------------------------------------------------------------------
 
 WEIGHTS = {
     "conv1": "trunk.0.conv1",

@@ -30,7 +30,7 @@ from branchgraph.passes.fold_batch_norm import FoldBatchNorm
 from branchgraph.passes.materialise import carry_slots, evaluate_origin, materialise
 from branchgraph.passes.specialise import specialise
 
-# -- PD-A: five conv + batch norm branches into one convolution (ParaDise, section 2.2) --------------
+# -- PD-A: five conv + batch norm branches into one convolution (ParaDise, section 2.2) ------------
 
 #: Branch: kernel, pad (top, left, bottom, right), grouped?
 PD_BRANCHES = {
@@ -59,7 +59,7 @@ def pd_a(
 
 
 def fuse_by_expressions(graph: Graph) -> Graph:
-    """The five folded branches as one convolution whose kernel is an expression over their states."""
+    """The five folded branches as one convolution; its kernel is an expression over states."""
     folded = FoldBatchNorm().apply(graph)
     merge = folded.outputs["y"].producer
     assert merge is not None
@@ -175,7 +175,7 @@ def test_states_that_the_graph_updates_are_not_static() -> None:
     assert w.state in materialised.states
 
 
-# -- vbranch quadrants (vbranch, sections 2.2, 2.3, 2.10) --------------------------------------------
+# -- vbranch quadrants (vbranch, sections 2.2, 2.3, 2.10) ------------------------------------------
 
 FEATURES, HIDDEN, BRANCHES = 6, 8, 3
 
@@ -286,7 +286,7 @@ def test_initial_values_of_a_quadrant_have_the_spread_of_the_whole_layer() -> No
     assert values.std() == pytest.approx(math.sqrt(2 / 400), rel=0.04)
 
 
-# -- slots through a prune ---------------------------------------------------------------------------
+# -- slots through a prune -------------------------------------------------------------------------
 
 
 def trained_two_layers() -> tuple[Graph, Store, Adam]:

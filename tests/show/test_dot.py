@@ -1,5 +1,4 @@
 """DOT sources say what is in the graph: boxes, edges, clusters, kinds, labels and legend."""
-# ruff: noqa: RUF001  (the multiplication sign is meant)
 
 import html
 import re

@@ -1,5 +1,4 @@
 """The drawing for the terminal."""
-# ruff: noqa: RUF001  (the multiplication sign is meant)
 
 import re
 

@@ -1,5 +1,4 @@
 """Every op has a kind, and words that are not its class name."""
-# ruff: noqa: RUF001  (the multiplication sign is meant)
 
 import pytest
 

@@ -4,7 +4,7 @@ A number depends only on (key, step, stream, row, element) through Philox 4x32-1
 "Parallel random numbers: as easy as 1, 2, 3", SC 2011):
 
     counter = (element // 4, row, step mod 2^32, stream),  word = philox(counter, key)[element % 4]
-    uniform = (word >> 8) / 2^24                            exact in float32 and float64
+    uniform = (word >> (32 - b)) / 2^b,  b = 24 (11 in float16, 8 in bfloat16)    exact, below 1
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from branchgraph.ir.types import DType, TensorType
 
 _MULTIPLIERS = (np.uint64(0xD2511F53), np.uint64(0xCD9E8D57))
 _WEYL = (0x9E3779B9, 0xBB67AE85)
+#: Bits of a draw in the dtypes that do not hold 24 exactly.
+_BITS = {DType.F16: 11, DType.BF16: 8}
 _LOW = np.uint64(0xFFFFFFFF)
 _SHIFT = np.uint64(32)
 
@@ -78,7 +80,8 @@ class RandomUniform(Op, opcode="random_uniform", operands=("key", "step", "rows?
         counter = (blocks[None, :], row[:, None], step, np.asarray(self.stream))
         words = philox4x32(counter, (int(key[0]), int(key[1])))
         drawn = np.stack(words, axis=-1).reshape(count, 4 * len(blocks))[:, :elements]
-        uniform = (drawn >> np.uint64(8)).astype(np.float64) * 2.0**-24
+        bits = _BITS.get(self.dtype, 24)
+        uniform = (drawn >> np.uint64(32 - bits)).astype(np.float64) * 2.0**-bits
         return (uniform.astype(self.dtype.numpy).reshape(shape),)
 
     def gradient(self, node: Node, cotangents: Cotangents, wanted: Wanted) -> Cotangents:
