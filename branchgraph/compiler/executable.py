@@ -70,7 +70,7 @@ class Executable:
 
     def _commit(self, results: Results) -> None:
         for (number, _), value in zip(self.program.updates, results.updates):
-            self.store.replace(self.states[number], value)
+            self.store.commit(self.states[number], value)
 
     def _arguments(self, inputs: Mapping[str, np.ndarray | float]) -> dict[str, np.ndarray]:
         unknown = [n for n in inputs if n not in self._names]

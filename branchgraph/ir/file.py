@@ -131,7 +131,7 @@ def load(path: Path, *, allow_nonfinite: bool = False) -> tuple[Graph, Store]:
     graph = _graph(header, os.fspath(path))
     store = Store()
     for state, value in _values(path, header, graph, allow_nonfinite).items():
-        store.replace(state, value)
+        store.commit(state, value)
     return graph, store
 
 
@@ -172,7 +172,7 @@ def load_values(
             _check_entry(label, ours[label].type, header.tensors[label], shown)
             taken[ours[label]] = value
     for state, value in taken.items():
-        store.replace(state, value)
+        store.commit(state, value)
 
 
 def _graph(header: Header, shown: str) -> Graph:

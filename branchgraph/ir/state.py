@@ -68,7 +68,10 @@ class State:
 
 
 class Store:
-    """Values of states. Arrays handed out are the store's own: their owner may edit them.
+    """Values of states.
+
+    Arrays handed out are the store's own: their holder may edit them and the
+    next run sees it, and a run that updates the state writes into the same array.
 
     >>> store = Store.initialised(graph.states, seed=0)          # doctest: +SKIP
     """
@@ -124,9 +127,15 @@ class Store:
             )
         self._values[state] = array.astype(state.dtype.numpy)
 
-    def replace(self, state: State, value: np.ndarray) -> None:
-        """Take `value` over without copying; for backends, which have checked shape and dtype."""
-        self._values[state] = value
+    def commit(self, state: State, value: np.ndarray) -> None:
+        """Write `value` into the array of `state`, which its holders go on seeing.
+
+        A state without a value takes `value` over. For backends, which have checked the type.
+        """
+        if state in self._values:
+            np.copyto(self._values[state], value)
+        else:
+            self._values[state] = value
 
     def __contains__(self, state: State) -> bool:
         return state in self._values

@@ -82,6 +82,20 @@ def test_an_array_handed_out_may_be_edited_and_the_next_run_sees_it() -> None:
     assert run()["y"].tolist() == [14.0, 2.0, 2.0]
 
 
+def test_a_state_is_updated_in_the_array_that_was_handed_out() -> None:
+    graph = Graph("g")
+    w = State("w", (3,))
+    graph.update(w, graph.read(w) + 1.0)
+    store = Store({w: np.ones(3)})
+    held = store[w]
+    run = compile(graph, store=store)
+    run()
+    assert held.tolist() == [2.0] * 3
+    held[0] = 10.0
+    run()
+    assert store[w].tolist() == [11.0, 3.0, 3.0]
+
+
 def test_outputs_are_arrays_of_their_own() -> None:
     graph = Graph("g")
     x = graph.input("x", (2, 3))

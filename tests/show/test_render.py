@@ -12,7 +12,7 @@ import graphviz
 import pytest
 from pictured import network, training
 
-from branchgraph.ir.errors import FormatError, MissingError
+from branchgraph.ir.errors import BranchgraphError, FormatError, MissingError
 from branchgraph.passes.specialise import specialise
 from branchgraph.show import DrawingWarning, render, to_dot, to_text
 from branchgraph.show.render import INSTALL, SUFFIXES
@@ -140,7 +140,7 @@ def test_a_failed_write_leaves_the_old_file(
         raise OSError("no space left on device")
 
     monkeypatch.setattr(os, "replace", full)
-    with pytest.raises(OSError, match="no space"):
+    with pytest.raises(BranchgraphError, match="no space"):
         render(network(), path)
     assert path.read_text() == "old"
     assert os.listdir(tmp_path) == ["net.txt"]
