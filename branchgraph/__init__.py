@@ -1,7 +1,7 @@
 """branchgraph: the symbolic graph compiler for multi-branch neural networks.
 
-Declare a network with `Graph` and the functions of `branchgraph.ir.builder`, rewrite it with passes,
-train and run it with `Training` and `compile`. The rooms of the package are described in
+Declare a network with `Graph` and the functions of `branchgraph.ir.builder`, rewrite it with
+passes, train and run it with `Training` and `compile`. The rooms of the package are described in
 `docs/architecture.md`.
 """
 

@@ -186,7 +186,7 @@ def test_loaded_values_may_be_edited_and_the_file_replaced(path: Path) -> None:
 def test_strided_values_are_saved_as_they_read(path: Path) -> None:
     state = State("w", (3, 2))
     store = Store()
-    store.replace(state, np.arange(6, dtype=np.float32).reshape(2, 3).T)
+    store.commit(state, np.arange(6, dtype=np.float32).reshape(2, 3).T)
     assert_round_trip(path, reading(state), store)
 
 
@@ -195,7 +195,7 @@ def test_a_value_that_is_not_what_its_state_declares_is_refused(
     value: np.ndarray, path: Path
 ) -> None:
     state, store = State("w", (3, 2)), Store()
-    store.replace(state, value)
+    store.commit(state, value)
     with pytest.raises(BranchgraphError, match=r"net.bg: state w is declared f32\[3, 2\], but"):
         save(path, reading(state), store)
 
