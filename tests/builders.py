@@ -43,7 +43,8 @@ def randomised(graph: Graph, seed: int = 0) -> Store:
             continue
         if state.role is Role.STATISTIC:
             store[state] = rng.uniform(0.5, 1.5, state.shape)
-        elif state.role is Role.PARAMETER:
+        elif state.role.trainable:
+            # Gates too: behind a gate at 0 every activation would stand on its kink.
             store[state] = rng.normal(0.0, 0.5, state.shape)
     return store
 
