@@ -30,6 +30,7 @@ from branchgraph.ir.ops.gate import ScaleGradient, Select, StraightThrough
 from branchgraph.ir.ops.linear import Dense
 from branchgraph.ir.ops.loss import CrossEntropy
 from branchgraph.ir.ops.merge import Concat, Maximum, Mean, Product, Sum
+from branchgraph.ir.ops.mode import ByMode, Noise
 from branchgraph.ir.ops.norm import BatchNorm, LocalResponseNorm
 from branchgraph.ir.ops.pool import AveragePool, MaxPool
 from branchgraph.ir.ops.random import Dropout
@@ -243,8 +244,23 @@ def log_softmax(x: Value, axis: int = 1, name: str = "") -> Value:
 
 def dropout(x: Value, ratio: float = 0.5, name: str = "") -> Value:
     """Declared inverted dropout with a random stream of its own."""
-    streams = (getattr(n.op, "stream", -1) for n in x.graph.nodes)
-    return x.graph.emit(Dropout(ratio, max(streams, default=-1) + 1), x, name=name)
+    return x.graph.emit(Dropout(ratio, unused_stream(x.graph)), x, name=name)
+
+
+def unused_stream(graph: Graph) -> int:
+    """The number of a random stream that no op of the graph draws from."""
+    return 1 + max((getattr(n.op, "stream", -1) for n in graph.nodes), default=-1)
+
+
+def noise(like: Value) -> Value:
+    """Declared U[0, 1) in the shape of `like`, from a stream of its own; 1/2 in inference."""
+    op = Noise(stream=unused_stream(like.graph), shape=like.shape, dtype=like.dtype)
+    return like.graph.emit(op)
+
+
+def by_mode(training: Value, inference: Value, name: str = "") -> Value:
+    """One value in training, another in inference."""
+    return training.graph.emit(ByMode(), training, inference, name=name)
 
 
 def merge_sum(*values: Value, name: str = "") -> Value:
@@ -276,6 +292,21 @@ def _joined(op: Op, values: tuple[Value, ...], name: str) -> Value:
     if not values:
         raise GraphError(f"{op.opcode}: a merge needs at least one branch")
     return values[0].graph.emit(op, *values, name=name)
+
+
+def weighted_sum(values: Iterable[Value], weights: Iterable[Value], name: str = "") -> Value:
+    """sum_i weight_i value_i; a weight broadcasts to its value (a scalar, or one a sample)."""
+    terms = [v * w for v, w in zip(values, weights, strict=True)]
+    return merge_sum(*terms, name=name)
+
+
+def merge_and_run(inputs: Iterable[Value], outputs: Iterable[Value]) -> tuple[Value, ...]:
+    """Branches that each add the mean of all their inputs: y_i = f_i(x_i) + mean_j x_j.
+
+    (Zhao et al., "Deep convolutional neural networks with merge-and-run mappings", 1611.07718.)
+    """
+    mean = merge_mean(*inputs)
+    return tuple(merge_sum(y, mean) for y in outputs)
 
 
 def gate(value: Value, gate: Value, name: str = "") -> Value:

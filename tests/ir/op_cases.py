@@ -26,6 +26,7 @@ from branchgraph.ir.ops import (
     linear,
     loss,
     merge,
+    mode,
     norm,
     pool,
     random,
@@ -64,6 +65,7 @@ WITHOUT_GRADIENT = frozenset(
         "logical_not",
         "logical_and",
         "arg_max",
+        "top_k",
         "one_hot",
         "random_uniform",
         "exit_score",
@@ -210,6 +212,9 @@ def _movement() -> Iterator[Case]:
     yield case(reduce.ArgMax(axis=1), "channels", distinct(3, 4, 2))
     yield case(reduce.ArgMax(axis=0), "rows", distinct(3, 4))
     yield case(reduce.ArgMax(axis=1), "ties", whole(3, 8))
+    yield case(reduce.TopK(k=1, axis=1), "one", distinct(3, 5))
+    yield case(reduce.TopK(k=3, axis=1), "ties", whole(3, 8))
+    yield case(reduce.TopK(k=2, axis=0), "rows", distinct(4, 3))
 
 
 # -- arithmetic ----------------------------------------------------------------------------------
@@ -480,6 +485,9 @@ def _randomness() -> Iterator[Case]:
     yield case(random.RandomUniform(3), "scalar", key, step)
     yield case(random.Dropout(0.5, stream=0), "half", normal(3, 6))
     yield case(random.Dropout(0.25, stream=3), "quarter", normal(3, 2, 5))
+    yield case(mode.Noise(0, (3, 4)), "single")
+    yield case(mode.Noise(5, (2,), DType.F64), "double")
+    yield case(mode.ByMode(), "rows", normal(3, 4), normal(3, 4))
 
 
 CASES: tuple[Case, ...] = (

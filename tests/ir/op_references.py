@@ -180,6 +180,15 @@ def _arg_max(op: Any, x: np.ndarray) -> Outputs:
     return (along(lambda line: line.index(max(line)), op.axis, x),)
 
 
+@reference("top_k")
+def _top_k(op: Any, x: np.ndarray) -> Outputs:
+    def largest(line: list[float]) -> list[float]:
+        chosen = sorted(range(len(line)), key=lambda i: (-line[i], i))[: op.k]
+        return [float(i in chosen) for i in range(len(line))]
+
+    return (along(largest, op.axis, x),)
+
+
 def softmax(line: list[float]) -> list[float]:
     """e^x / sum e^x in the plain form."""
     e = [math.exp(v) for v in line]

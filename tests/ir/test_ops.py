@@ -24,6 +24,7 @@ from branchgraph.ir.ops.gate import ScaleGradient, Select, StraightThrough
 from branchgraph.ir.ops.linear import Dense, MatMul
 from branchgraph.ir.ops.loss import CrossEntropy, OneHot
 from branchgraph.ir.ops.merge import Concat, Maximum, Mean, Sum
+from branchgraph.ir.ops.mode import ByMode, Noise
 from branchgraph.ir.ops.norm import BatchNorm, BatchNormTraining, LocalResponseNorm
 from branchgraph.ir.ops.pool import (
     AveragePool,
@@ -405,6 +406,7 @@ MIXING = {
     ),
     "broadcast_to-new-axis",
     "arg_max-rows",
+    "top_k-rows",
     "softmax-rows",
     "log_softmax-rows",
     "concat-rows",
@@ -680,6 +682,31 @@ def test_dropout_keeps_what_its_stream_draws(case: Case) -> None:
     (u,) = REFERENCES["random_uniform"](draw, key, step)
     agree(run.outputs["y"], np.where(u >= case.op.ratio, x / (1 - case.op.ratio), 0), SAME_FORMULA)
     assert {s.role: int(v) for s, v in run.updates.items()} == {Role.STEP: int(step) + 1}
+
+
+@each(of(ByMode))
+@pytest.mark.parametrize("training", [True, False], ids=["training", "inference"])
+def test_a_choice_by_mode_is_its_operand(case: Case, training: bool) -> None:
+    declared = Declared(case)
+    run = declared.run(declared.specialised(training=training))
+    agree(run.outputs["y"], case.inputs[0 if training else 1], SAME_FORMULA)
+
+
+@each(of(Noise))
+def test_noise_is_drawn_in_training_and_its_mean_in_inference(case: Case) -> None:
+    assert isinstance(case.op, Noise)
+    graph = Graph("noise")
+    graph.output("y", graph.emit(case.op))
+    inference = interpret(specialise(graph, training=False)).outputs["y"]
+    assert (inference == 0.5).all()
+    training = specialise(graph, training=True)
+    store = Store.initialised(training.states, seed=9)
+    run = interpret(training, store=store)
+    draw = RandomUniform(case.op.stream, case.op.shape, case.op.dtype)
+    key, step = np.array([9, 0], np.uint32), np.array(0)
+    (expected,) = REFERENCES["random_uniform"](draw, key, step)
+    np.testing.assert_array_equal(run.outputs["y"], expected)
+    assert run.outputs["y"].dtype == inference.dtype == case.op.dtype.numpy
 
 
 @each(of(Dropout))

@@ -10,6 +10,7 @@ from branchgraph.ir.ops import (  # noqa: F401
     linear,
     loss,
     merge,
+    mode,
     norm,
     pool,
     random,

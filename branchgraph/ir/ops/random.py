@@ -114,7 +114,7 @@ class Dropout(Op, opcode="dropout", operands=("x",)):
         (x,) = inputs
         if not lowering.training:
             return (x,)
-        u = uniform(lowering, self.stream, x)
+        u = uniform(lowering, self.stream, x.type)
         keep = cast(compare("greater_equal", u, u.graph.constant(self.ratio, u.dtype)), x.dtype)
         return (x * (keep * (1.0 / (1.0 - self.ratio))),)
 
@@ -122,7 +122,7 @@ class Dropout(Op, opcode="dropout", operands=("x",)):
         return True
 
 
-def uniform(lowering: Lowering, stream: int, like: Value) -> Value:
+def uniform(lowering: Lowering, stream: int, like: TensorType) -> Value:
     """U[0, 1) in the shape of `like`: from the counter-based stream, or fed by the host.
 
     Host-fed draws are float64 inputs named `random.<stream>`, as NumPy's generators make them.

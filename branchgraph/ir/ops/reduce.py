@@ -153,6 +153,37 @@ class BroadcastTo(Op, opcode="broadcast_to", operands=("x",)):
 
 
 @dataclass(frozen=True)
+class TopK(Op, opcode="top_k", operands=("x",)):
+    """1 at the k largest elements along `axis`, 0 elsewhere; ties go to the lower index."""
+
+    k: int
+    axis: int
+
+    def infer(self, *inputs: TensorType) -> tuple[TensorType, ...]:
+        (x,) = inputs
+        require_float(x)
+        require(0 <= self.axis < x.rank, f"axis {self.axis} exceeds rank {x.rank}")
+        size = x.shape[self.axis]
+        fits = isinstance(size, int) and 1 <= self.k <= size
+        require(fits, f"k is in 1..{size}, got {self.k}")
+        return (x,)
+
+    def evaluate(self, *inputs: np.ndarray) -> tuple[np.ndarray, ...]:
+        (x,) = inputs
+        order = np.argsort(-x, axis=self.axis, kind="stable")
+        largest = np.take(order, range(self.k), axis=self.axis)
+        mask = np.zeros(x.shape, x.dtype)
+        np.put_along_axis(mask, largest, x.dtype.type(1), axis=self.axis)
+        return (mask,)
+
+    def gradient(self, node: Node, cotangents: Cotangents, wanted: Wanted) -> Cotangents:
+        return (None,)
+
+    def row_wise(self, inputs: tuple[TensorType, ...], rows: tuple[bool, ...]) -> bool:
+        return self.axis != 0
+
+
+@dataclass(frozen=True)
 class ArgMax(Op, opcode="arg_max", operands=("x",)):
     """Index of the largest element along `axis`, the lowest index on ties; i64."""
 
