@@ -19,18 +19,7 @@ import numpy as np
 from branchgraph import Graph, Store, network, save
 from branchgraph.analysis.sweep import Sweep, sweep
 from branchgraph.data import load
-
-#: Our layer to the recording's.
-LAYERS = {
-    "conv1": "trunk.0.conv1",
-    "conv2": "trunk.3.conv2",
-    "conv3": "trunk.6.conv3",
-    "fc1": "trunk.9.fc1",
-    "fc": "exit2.0.fc",
-    "exit1/conv": "exit1.2.conv1",
-    "exit1/fc": "exit1.5.fc",
-}
-SUFFIXES = {"weight": "W", "bias": "b"}
+from branchgraph.nets.branchynet import exchange_name
 
 
 def published(folder: Path) -> tuple[Graph, Store]:
@@ -38,8 +27,7 @@ def published(folder: Path) -> tuple[Graph, Store]:
     arrays = np.load(folder / "lenet_mnist_100.npz")
     graph, store = network("b_lenet"), Store()
     for state in graph.states:
-        layer, kind = state.name.rsplit(".", 1)
-        store[state] = arrays[f"{LAYERS[layer]}.{SUFFIXES[kind]}"]
+        store[state] = arrays[exchange_name(state)]
     return graph, store
 
 

@@ -271,9 +271,6 @@ class _Parser:
         self._body(graph)
         t.expect("}")
         t.skip_lines()
-        for state in self.states.values():
-            if state not in graph.reads and state not in graph.updates:
-                graph.read(state)
         if t.kind != "end":
             t.fail("the end of the text")
         self._forget_reads(graph)

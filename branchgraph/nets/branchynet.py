@@ -10,6 +10,7 @@ from __future__ import annotations
 from branchgraph.ir.builder import conv, dense, exit, max_pool, relu
 from branchgraph.ir.errors import GraphError
 from branchgraph.ir.graph import Graph, Value, branch
+from branchgraph.ir.state import State
 
 
 def _pooled(x: Value) -> Value:
@@ -36,6 +37,25 @@ def _rest(h: Value, widths: tuple[int, ...], kernel: int, features: int, classes
         h = conv(_pooled(h), width, kernel, pad=_pad(kernel), name=f"conv{k}")
     h = dense(_pooled(h), features, name="fc1")
     return dense(h, classes, name="fc")
+
+
+#: Layers of B-LeNet to the names under which BranchyNet's weights are exchanged as flat arrays:
+#: `trunk.<index>.<role>` and `exit<i>.<index in the branch>.<role>`, each with `.W` and `.b`.
+EXCHANGE_NAMES = {
+    "conv1": "trunk.0.conv1",
+    "conv2": "trunk.3.conv2",
+    "conv3": "trunk.6.conv3",
+    "fc1": "trunk.9.fc1",
+    "fc": "exit2.0.fc",
+    "exit1/conv": "exit1.2.conv1",
+    "exit1/fc": "exit1.5.fc",
+}
+
+
+def exchange_name(state: State) -> str:
+    """The exchange name of a state of `b_lenet`, for example `trunk.0.conv1.W`."""
+    layer, kind = state.name.rsplit(".", 1)
+    return f"{EXCHANGE_NAMES[layer]}.{'W' if kind == 'weight' else 'b'}"
 
 
 def lenet(

@@ -30,7 +30,7 @@ from branchgraph.ir.ops.rows import Compact
 from branchgraph.ir.rebuild import bind
 from branchgraph.ir.state import Store
 from branchgraph.ir.verify import verify
-from branchgraph.nets import b_lenet
+from branchgraph.nets.branchynet import b_lenet, exchange_name
 from branchgraph.passes.lower_exits import lower_exits
 from branchgraph.passes.specialise import specialise
 
@@ -210,16 +210,6 @@ def test_a_network_without_a_last_exit_is_refused() -> None:
 
 # -- the published network -------------------------------------------------------------------------
 
-WEIGHTS = {
-    "conv1": "trunk.0.conv1",
-    "conv2": "trunk.3.conv2",
-    "conv3": "trunk.6.conv3",
-    "fc1": "trunk.9.fc1",
-    "fc": "exit2.0.fc",
-    "exit1/conv": "exit1.2.conv1",
-    "exit1/fc": "exit1.5.fc",
-}
-
 
 @pytest.fixture(scope="module")
 def published() -> tuple[Graph, Store]:
@@ -227,8 +217,7 @@ def published() -> tuple[Graph, Store]:
     arrays = np.load(golden("branchynet/lenet_mnist_100.npz"))
     graph, store = b_lenet(), Store()
     for state in graph.states:
-        layer, kind = state.name.rsplit(".", 1)
-        store[state] = arrays[f"{WEIGHTS[layer]}.{'W' if kind == 'weight' else 'b'}"]
+        store[state] = arrays[exchange_name(state)]
     return graph, store
 
 
