@@ -1,0 +1,362 @@
+"""The lazy recorder: operations are noted when they are called and run when a value is asked for.
+
+A `Tensor` is a value that is known or pending; a `Call` is one op applied to tensors. Pending calls
+form a program; `Recorder.flush` looks it up by its structure, compiles it on a miss, and runs it.
+Backward passes and updates are calls too (`gradients` turns the rule of an op into a short template
+that is replayed), so a training iteration is one program, found again in the next iteration.
+
+What a program returns is what somebody still holds: calls hold their inputs strongly and their
+outputs weakly, so after the pending list is let go, the tensors that live are the ones to compute.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from branchgraph.chainer.configuration import config
+from branchgraph.compiler import Executable, compile
+from branchgraph.ir.graph import Graph, Node, Value
+from branchgraph.ir.op import Op
+from branchgraph.ir.types import DType, TensorType
+
+#: A pending program is run when it has so many calls, so that one never asked for cannot grow.
+MOST_PENDING = 20_000
+
+
+class Tensor:
+    """A value of concrete shape: known (`array`) or pending (`call`)."""
+
+    __slots__ = ("__weakref__", "array", "call", "index", "owner", "requires_grad", "type")
+
+    def __init__(
+        self,
+        type: TensorType,
+        array: np.ndarray | None = None,
+        *,
+        call: Call | None = None,
+        index: int = 0,
+        requires_grad: bool = False,
+        owner: Any = None,
+    ) -> None:
+        self.type = type
+        self.array = array
+        self.call = call
+        self.index = index
+        self.requires_grad = requires_grad
+        #: The leaf variable that receives the gradient, or a weak reference to the variable of an
+        #: intermediate value.
+        self.owner = owner
+
+    @property
+    def rank(self) -> int:
+        """Distance from the leaves along the longest path."""
+        return self.call.rank + 1 if self.call is not None else 0
+
+
+class Call:
+    """One op on tensors. `backward` is set for functions whose gradient is Python code."""
+
+    __slots__ = ("backward", "inputs", "number", "op", "outputs", "rank")
+
+    def __init__(self, op: Op | None, inputs: tuple[Tensor, ...], number: int = -1) -> None:
+        self.op = op
+        #: Number of the op on these types, unique in the recorder.
+        self.number = number
+        self.inputs = inputs
+        self.outputs: tuple[weakref.ref[Tensor], ...] = ()
+        self.rank = max((t.rank for t in inputs), default=0)
+        self.backward: Callable[..., Any] | None = None
+
+
+class Holder:
+    """An array that programs update in place: a parameter's, a running statistic's.
+
+    While an update is pending, `tensor` is the value to come; `array` runs what is pending.
+    """
+
+    __slots__ = ("_array", "pending")
+
+    def __init__(self, array: np.ndarray) -> None:
+        self._array = array
+        self.pending: Tensor | None = None
+
+    @property
+    def array(self) -> np.ndarray:
+        """The array, up to date; its holder may edit it."""
+        if self.pending is not None:
+            recorder().flush()
+        return self._array
+
+    @array.setter
+    def array(self, value: np.ndarray) -> None:
+        if self.pending is not None:
+            recorder().flush()
+        self._array = value
+
+    def tensor(self, **attributes: Any) -> Tensor:
+        """The value at this point of the program."""
+        if self.pending is not None:
+            return self.pending
+        return Tensor(type_of(self._array), self._array, **attributes)
+
+
+_TYPES: dict[tuple[tuple[int, ...], np.dtype], TensorType] = {}
+
+
+def type_of(array: np.ndarray) -> TensorType:
+    """The type of an array."""
+    key = (array.shape, array.dtype)
+    found = _TYPES.get(key)
+    if found is None:
+        found = _TYPES[key] = TensorType(array.shape, DType.of(array.dtype))
+    return found
+
+
+@dataclass(frozen=True)
+class _Signature:
+    """An op on given types: its number, for keys, and the types of its results."""
+
+    number: int
+    types: tuple[TensorType, ...]
+
+
+class Recorder:
+    """What one thread has recorded and not run yet, and the programs it has compiled."""
+
+    def __init__(self) -> None:
+        self.pending: list[Call] = []
+        self.updated: list[Holder] = []
+        self.compilations = 0
+        self._signatures: dict[tuple[Any, ...], _Signature] = {}
+        self._programs: dict[tuple[Any, ...], Executable] = {}
+
+    # -- recording -----------------------------------------------------------------------------
+
+    def call(self, op: Op, *inputs: Tensor, traced: bool = True) -> tuple[Tensor, ...]:
+        """Record one op; `ShapeError` when the types of its operands do not fit.
+
+        Results need gradients when an input does and `traced` is true.
+        """
+        types = tuple([t.type for t in inputs])
+        signature = self._signatures.get((op, types))
+        if signature is None:
+            signature = self._sign(op, types)
+        call = Call(op, inputs, signature.number)
+        needs = traced and any([t.requires_grad for t in inputs])
+        outputs = tuple(
+            [Tensor(t, call=call, index=i, requires_grad=needs)
+             for i, t in enumerate(signature.types)]
+        )  # fmt: skip
+        call.outputs = tuple([weakref.ref(t) for t in outputs])
+        self.pending.append(call)
+        if not config.lazy or len(self.pending) >= MOST_PENDING:
+            self.flush()
+        return outputs
+
+    def _sign(self, op: Op, types: tuple[TensorType, ...]) -> _Signature:
+        op.check_arity(len(types))
+        signature = _Signature(len(self._signatures), op.infer(*types))
+        self._signatures[op, types] = signature
+        return signature
+
+    def assign(self, holder: Holder, value: Tensor) -> None:
+        """Let `holder` take `value` when the program runs; later reads see it at once."""
+        if holder.pending is None:
+            self.updated.append(holder)
+        holder.pending = value
+        if not config.lazy:
+            self.flush()
+
+    def value(self, tensor: Tensor) -> np.ndarray:
+        """The array of `tensor`, running what is pending if it is not known yet."""
+        if tensor.array is None:
+            self.flush()
+        if tensor.array is None:
+            raise RuntimeError("a tensor was asked for that no pending program computes")
+        return tensor.array
+
+    # -- running -------------------------------------------------------------------------------
+
+    def flush(self) -> None:
+        """Run everything that is pending, updates included."""
+        if not self.pending and not self.updated:
+            return
+        program = _Pending(self.pending, self.updated)
+        self.pending, self.updated = [], []
+        alive = program.let_go()
+        key = (*program.key, tuple([n for n, _ in alive]))
+        executable = self._programs.get(key)
+        if executable is None:
+            executable = self._programs[key] = self._compile(program, [n for n, _ in alive])
+        results = list(executable.run(program.feeds).values())
+        for (_, tensor), array in zip(alive, results):
+            tensor.array = array
+        for holder, array in zip(program.holders, results[len(alive) :]):
+            np.copyto(holder._array, array)
+
+    def _compile(self, program: _Pending, wanted: list[int]) -> Executable:
+        self.compilations += 1
+        graph = Graph("recorded")
+        values: dict[int, Value] = {}
+        for number, type in program.leaves:
+            values[number] = graph.input(f"v{number}", type.shape, type.dtype)
+        for op, inputs, outputs in program.steps:
+            results = graph.apply(op, *(values[n] for n in inputs))
+            values.update(zip(outputs, results))
+        for position, number in enumerate((*wanted, *program.assigned)):
+            graph.output(f"o{position}", values[number])
+        return compile(graph)
+
+
+class _Pending:
+    """A pending program in numbers: leaves, steps, and which tensors are still weakly known."""
+
+    def __init__(self, calls: list[Call], updated: list[Holder]) -> None:
+        self.feeds: dict[str, np.ndarray] = {}
+        self.leaves: list[tuple[int, TensorType]] = []
+        self.steps: list[tuple[Op, tuple[int, ...], tuple[int, ...]]] = []
+        self.results: list[tuple[int, weakref.ref[Tensor]]] = []
+        self.holders = updated
+        self._numbers: dict[int, int] = {}
+        self._calls: list[Call] | None = calls
+        self._kept: list[Tensor] = []
+        self._trace: list[tuple[int, ...]] = []
+        for call in calls:
+            self._add(call)
+        self.assigned: list[int] = []
+        for holder in updated:
+            assert holder.pending is not None
+            self.assigned.append(self._number(holder.pending))
+            holder.pending = None
+        self.key = (tuple(self._trace), tuple(self.leaves), tuple(self.assigned))
+
+    def _add(self, call: Call) -> None:
+        inputs = tuple([self._number(t) for t in call.inputs])
+        outputs = []
+        for reference in call.outputs:
+            number = len(self._numbers)
+            tensor = reference()
+            if tensor is not None:
+                self._numbers[id(tensor)] = number
+                self._kept.append(tensor)  # ids stay unique while numbers are given
+                self.results.append((number, reference))
+            else:
+                self._numbers[-number - 1] = number
+            outputs.append(number)
+        assert call.op is not None
+        self.steps.append((call.op, inputs, tuple(outputs)))
+        self._trace.append((call.number, *inputs))
+
+    def _number(self, tensor: Tensor) -> int:
+        """The number of a tensor; one that comes from outside the program is a leaf."""
+        number = self._numbers.get(id(tensor))
+        if number is None:
+            number = self._numbers[id(tensor)] = len(self._numbers)
+            self._kept.append(tensor)
+            if tensor.array is None:
+                raise RuntimeError("a pending tensor is read whose call was lost")
+            self.leaves.append((number, tensor.type))
+            self.feeds[f"v{number}"] = tensor.array
+        return number
+
+    def let_go(self) -> list[tuple[int, Tensor]]:
+        """Forget the calls; the pending tensors that somebody else holds, with their numbers."""
+        self._calls = None
+        self._kept.clear()
+        alive = []
+        for number, reference in self.results:
+            tensor = reference()
+            if tensor is not None:
+                alive.append((number, tensor))
+        return alive
+
+
+_THREAD = threading.local()
+
+
+def recorder() -> Recorder:
+    """The recorder of this thread."""
+    found = getattr(_THREAD, "recorder", None)
+    if found is None:
+        found = _THREAD.recorder = Recorder()
+    return found  # type: ignore[no-any-return]
+
+
+# -- gradients of ops as templates -----------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Template:
+    """The rule of an op: steps over numbered values, and the number of each input's cotangent.
+
+    Values 0, 1, ... are the op's inputs, then its outputs, then the cotangents that are given.
+    """
+
+    steps: tuple[tuple[Op, tuple[int, ...], tuple[int, ...]], ...]
+    results: tuple[int | None, ...]
+
+
+_TEMPLATES: dict[tuple[Any, ...], _Template] = {}
+
+
+def gradients(
+    call: Call, cotangents: Sequence[Tensor | None], wanted: tuple[bool, ...], traced: bool
+) -> list[Tensor | None]:
+    """Record the backward rule of a call; one cotangent an input, None where nothing flows."""
+    assert call.op is not None
+    outputs = [reference() for reference in call.outputs]
+    given = tuple(c is not None for c in cotangents)
+    key = (call.op, tuple(t.type for t in call.inputs), given, wanted)
+    template = _TEMPLATES.get(key)
+    if template is None:
+        template = _TEMPLATES[key] = _template(call, given, wanted)
+    values: dict[int, Tensor | None] = dict(
+        enumerate((*call.inputs, *outputs, *(c for c in cotangents if c is not None)))
+    )
+    record = recorder()
+    for op, inputs, results in template.steps:
+        operands = [values[n] for n in inputs]
+        made = record.call(op, *operands, traced=traced)  # type: ignore[arg-type]
+        values.update(zip(results, made))
+    return [None if n is None else values[n] for n in template.results]
+
+
+def _template(call: Call, given: tuple[bool, ...], wanted: tuple[bool, ...]) -> _Template:
+    assert call.op is not None
+    graph = Graph("rule")
+    input_types = [t.type for t in call.inputs]
+    output_types = call.op.infer(*input_types)
+
+    def leaves(prefix: str, types: Iterable[TensorType]) -> tuple[Value, ...]:
+        return tuple(graph.input(f"{prefix}{i}", t.shape, t.dtype) for i, t in enumerate(types))
+
+    inputs, outputs = leaves("x", input_types), leaves("y", output_types)
+    cotangents = leaves("dy", (t for t, g in zip(output_types, given) if g))
+    node = Node(graph, call.op, inputs, "", ())
+    node.outputs = outputs
+    pool = iter(cotangents)
+    found = call.op.gradient(node, tuple(next(pool) if g else None for g in given), wanted)
+    roots = [v if w else None for v, w in zip(found, wanted)]
+    for i, value in enumerate(roots):
+        if value is not None:
+            graph.output(f"r{i}", value)
+    from branchgraph.compiler.pipeline import CLEANING
+
+    graph = CLEANING.apply(graph)
+    numbers = {v: i for i, v in enumerate(graph.inputs.values())}
+    steps = []
+    for n in graph.nodes:
+        for v in n.outputs:
+            numbers[v] = len(numbers)
+        operands = tuple(numbers[v] for v in n.inputs)
+        steps.append((n.op, operands, tuple(numbers[v] for v in n.outputs)))
+    results = tuple(
+        None if v is None else numbers[graph.outputs[f"r{i}"]] for i, v in enumerate(roots)
+    )
+    return _Template(tuple(steps), results)
