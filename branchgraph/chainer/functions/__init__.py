@@ -1,6 +1,6 @@
 """`chainer.functions`: Chainer's names and conventions over recorded ops."""
 
-from branchgraph.chainer.functions.activation import *  # noqa: F403
+from branchgraph.chainer.functions.activation import *
 from branchgraph.chainer.functions.arithmetic import (
     absolute,
     add,
@@ -10,6 +10,6 @@ from branchgraph.chainer.functions.arithmetic import (
     neg,
     subtract_operator,
 )
-from branchgraph.chainer.functions.array import *  # noqa: F403
-from branchgraph.chainer.functions.connection import *  # noqa: F403
-from branchgraph.chainer.functions.loss import *  # noqa: F403
+from branchgraph.chainer.functions.array import *
+from branchgraph.chainer.functions.connection import *
+from branchgraph.chainer.functions.loss import *
