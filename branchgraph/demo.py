@@ -71,7 +71,7 @@ def run(data: str, epochs: int | None, seed: int, output: Path, say: Callable[[s
         _draw(result.graph, output / "after.svg", say),
     ]
 
-    say(f"training trunk and exits jointly, {epochs} epochs of Adam")
+    say(f"training trunk and exits jointly, {epochs} epoch(s) of Adam")
     training = Training.of(result.graph, Adam(), seed=seed)
     history = train_with_progress(
         training, dataset.train_images, dataset.train_labels, epochs, setting.batch, seed

@@ -27,6 +27,7 @@ DEFAULTS: dict[str, Any] = {
     "lazy": True,
     "lazy_grad_sum": False,
     "schedule_func": None,
+    "tracing": False,
     "train": True,
     "type_check": True,
     "use_cudnn": "auto",
@@ -80,6 +81,16 @@ def _show(values: dict[str, Any], file: TextIO | None) -> None:
 
 global_config = GlobalConfig()
 config = LocalConfig(global_config)
+
+
+def flag(name: str) -> Any:
+    """`getattr(config, name)` for a name that has a default: the quick way for every call."""
+    own = _OWN.__dict__
+    return own[name] if name in own else _SHARED[name]
+
+
+_OWN: threading.local = config._local
+_SHARED = global_config.__dict__
 
 
 @contextlib.contextmanager

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from branchgraph.chainer.configuration import config
+from branchgraph.chainer.configuration import flag
 from branchgraph.compiler import Executable, compile
 from branchgraph.ir.graph import Graph, Node, Value
 from branchgraph.ir.op import Op
@@ -103,6 +103,7 @@ class Holder:
         """The value at this point of the program."""
         if self.pending is not None:
             return self.pending
+        attributes.setdefault("owner", self)
         return Tensor(type_of(self._array), self._array, **attributes)
 
 
@@ -148,14 +149,14 @@ class Recorder:
         if signature is None:
             signature = self._sign(op, types)
         call = Call(op, inputs, signature.number)
-        needs = traced and any([t.requires_grad for t in inputs])
+        needs = traced and True in [t.requires_grad for t in inputs]
         outputs = tuple(
             [Tensor(t, call=call, index=i, requires_grad=needs)
              for i, t in enumerate(signature.types)]
         )  # fmt: skip
         call.outputs = tuple([weakref.ref(t) for t in outputs])
         self.pending.append(call)
-        if not config.lazy or len(self.pending) >= MOST_PENDING:
+        if not flag("lazy") or len(self.pending) >= MOST_PENDING:
             self.flush()
         return outputs
 
@@ -170,7 +171,7 @@ class Recorder:
         if holder.pending is None:
             self.updated.append(holder)
         holder.pending = value
-        if not config.lazy:
+        if not flag("lazy"):
             self.flush()
 
     def value(self, tensor: Tensor) -> np.ndarray:

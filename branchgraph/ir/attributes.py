@@ -11,6 +11,7 @@ import json
 import math
 import types
 import typing
+from collections.abc import Callable
 from dataclasses import fields
 from typing import Any, Union, get_args, get_origin
 
@@ -87,6 +88,32 @@ def _scalar(value: Any, annotation: Any, what: str) -> Any:
     raise GraphError(f"{what}: expected {annotation.__name__}, got {value!r}")
 
 
+_Accepts = Callable[[Any], bool]
+_ACCEPTS: dict[Any, _Accepts] = {}
+_CHECKS: dict[Any, tuple[tuple[str, Any, _Accepts], ...]] = {}
+
+
+def _accepts(annotation: Any) -> _Accepts:
+    """A quick test that a value is in canonical form already, so that `normalise` can be skipped."""
+    if annotation not in _ACCEPTS:
+        if get_origin(annotation) is tuple:
+            inner = _accepts(get_args(annotation)[0])
+            _ACCEPTS[annotation] = lambda v: type(v) is tuple and all(map(inner, v))
+        else:
+            options = get_args(annotation) or (annotation,)
+            exact = frozenset(options)
+            _ACCEPTS[annotation] = lambda v: type(v) in exact
+    return _ACCEPTS[annotation]
+
+
+def _checks(cls: Any) -> tuple[tuple[str, Any, _Accepts], ...]:
+    """Name, annotation and quick test of every field of an attribute dataclass."""
+    if cls not in _CHECKS:
+        types = field_types(cls)
+        _CHECKS[cls] = tuple((name, a, _accepts(a)) for name, a in types.items())
+    return _CHECKS[cls]
+
+
 def format_value(value: Any) -> str:
     """The text of one attribute value; `normalise` of what is parsed from it gives it back."""
     if value is None:
@@ -111,8 +138,10 @@ class Attributes:
 
     def __post_init__(self) -> None:
         cls = type(self)
-        for name, annotation in field_types(cls).items():
+        for name, annotation, accepts in _checks(cls):
             value = getattr(self, name)
+            if accepts(value):
+                continue
             canonical = normalise(value, annotation, f"{cls.__name__}.{name}")
             if canonical is not value:
                 object.__setattr__(self, name, canonical)

@@ -27,6 +27,9 @@ class DType(Enum):
     F32 = "f32"
     F64 = "f64"
 
+    # Members are singletons; hashing by name, as Enum does, costs a Python call for every lookup.
+    __hash__ = object.__hash__
+
     @property
     def numpy(self) -> np.dtype:
         """The NumPy dtype (bfloat16 through ml_dtypes)."""

@@ -16,7 +16,7 @@ from typing import Any, TypeVar, cast
 
 import numpy as np
 
-from branchgraph.chainer.configuration import config
+from branchgraph.chainer.configuration import flag
 from branchgraph.chainer.recorder import Tensor, recorder, type_of
 from branchgraph.chainer.type_check import invalid
 from branchgraph.chainer.variable import Variable, as_variable
@@ -47,10 +47,16 @@ def operand(value: Variable | np.ndarray) -> Tensor:
     return Tensor(type_of(copied), copied)
 
 
+@functools.lru_cache(maxsize=4096, typed=True)
+def made(op: type[Op], *fields: Any) -> Op:
+    """`op(*fields)`, made once: constructing and checking an op costs more than recording it."""
+    return op(*fields)
+
+
 def record_all(op: Op, *inputs: Variable | np.ndarray) -> tuple[Variable, ...]:
     """Record one op; a variable for each of its outputs."""
     tensors = [operand(v) for v in inputs]
-    outputs = recorder().call(op, *tensors, traced=config.enable_backprop)
+    outputs = recorder().call(op, *tensors, traced=flag("enable_backprop"))
     return tuple([Variable._of(t) for t in outputs])
 
 
@@ -87,6 +93,7 @@ __all__ = [
     "check_removed",
     "constant",
     "function",
+    "made",
     "operand",
     "pair",
     "record",
