@@ -3,8 +3,8 @@
     python benchmarks/recorder_cost.py --chainer-python LEGACY_VENV/bin/python
 
 Runs this file again as `--measure MODULE` in alternating processes: ours in this interpreter and
-Chainer in the other (Python 3.11, setuptools<70, numpy 1.23.5, chainer 7.8.1 built without isolation). Each
-process applies every operation to tiny arrays, so that arithmetic hardly counts, and takes the
+Chainer in the other (Python 3.11, setuptools<70, numpy 1.23.5, chainer 7.8.1 built without
+isolation). Each process applies every operation to tiny arrays, so that arithmetic hardly counts, and takes the
 median of batches; ours only records (shape inference included), which is all that a program found
 again pays per operation besides running. Prints microseconds an operation and the ratio.
 """

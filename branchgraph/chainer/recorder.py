@@ -32,7 +32,7 @@ MOST_PENDING = 20_000
 class Tensor:
     """A value of concrete shape: known (`array`) or pending (`call`)."""
 
-    __slots__ = ("__weakref__", "array", "call", "index", "owner", "requires_grad", "type")
+    __slots__ = ("__weakref__", "array", "call", "index", "owner", "rank", "requires_grad", "type")
 
     def __init__(
         self,
@@ -52,11 +52,8 @@ class Tensor:
         #: The leaf variable that receives the gradient, or a weak reference to the variable of an
         #: intermediate value.
         self.owner = owner
-
-    @property
-    def rank(self) -> int:
-        """Distance from the leaves along the longest path."""
-        return self.call.rank + 1 if self.call is not None else 0
+        #: Distance from the leaves along the longest path.
+        self.rank = 0 if call is None else call.rank + 1
 
 
 class Call:
@@ -70,7 +67,11 @@ class Call:
         self.number = number
         self.inputs = inputs
         self.outputs: tuple[weakref.ref[Tensor], ...] = ()
-        self.rank = max((t.rank for t in inputs), default=0)
+        rank = 0
+        for tensor in inputs:
+            if tensor.rank > rank:
+                rank = tensor.rank
+        self.rank = rank
         self.backward: Callable[..., Any] | None = None
 
 
