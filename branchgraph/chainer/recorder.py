@@ -89,9 +89,8 @@ class Holder:
 
     @property
     def array(self) -> np.ndarray:
-        """The array, up to date; its holder may edit it."""
-        if self.pending is not None:
-            recorder().flush()
+        """The array, up to date; its holder may edit it, so what was recorded before runs first."""
+        recorder().flush()
         return self._array
 
     @array.setter
@@ -318,15 +317,26 @@ def gradients(
     template = _TEMPLATES.get(key)
     if template is None:
         template = _TEMPLATES[key] = _template(call, given, wanted)
+    record = recorder()
+    if _lost(call, outputs, template):
+        # Nobody held an output that the rule reads, such as a batch statistic: it is computed
+        # again, which common subexpressions undo while the call itself is still pending.
+        outputs = list(record.call(call.op, *call.inputs, traced=traced))
     values: dict[int, Tensor | None] = dict(
         enumerate((*call.inputs, *outputs, *(c for c in cotangents if c is not None)))
     )
-    record = recorder()
     for op, inputs, results in template.steps:
         operands = [values[n] for n in inputs]
         made = record.call(op, *operands, traced=traced)  # type: ignore[arg-type]
         values.update(zip(results, made))
     return [None if n is None else values[n] for n in template.results]
+
+
+def _lost(call: Call, outputs: Sequence[Tensor | None], template: _Template) -> bool:
+    """Whether the rule reads an output of the call that is gone."""
+    first = len(call.inputs)
+    gone = {first + i for i, t in enumerate(outputs) if t is None}
+    return bool(gone) and any(n in gone for _, inputs, _ in template.steps for n in inputs)
 
 
 def _template(call: Call, given: tuple[bool, ...], wanted: tuple[bool, ...]) -> _Template:

@@ -420,6 +420,12 @@ class Parameter(Variable):
         super().cleargrad()
         self._unset_gradient = False
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and pickles keep the values and leave the history of the gradient behind."""
+        grad = None if self._grad is None else recorder().value(self._grad)
+        recorder().flush()
+        return {**self.__dict__, "_grad": None if grad is None else Tensor(type_of(grad), grad)}
+
     def update(self) -> None:
         """Apply the update rule, if there is one."""
         if self.update_rule is not None:

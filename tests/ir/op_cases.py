@@ -20,11 +20,14 @@ from branchgraph.ir.ops import (
     activation,
     constant,
     conv,
+    deep,
     elementwise,
     exit,
     gate,
+    index,
     linear,
     loss,
+    math,
     merge,
     mode,
     norm,
@@ -72,11 +75,17 @@ WITHOUT_GRADIENT = frozenset(
         "max_pool_index",
         "batch_norm_gradient",
         "lrn_gradient",
+        "grid_sample_gradient",
+        "window_to_plane",
+        "plane_to_window",
+        "floor_divide",
+        "round",
+        "sign",
     ]
 )
 
 #: Ops whose gradient is not their derivative, on purpose.
-ESTIMATORS = frozenset({"straight_through", "scale_gradient"})
+ESTIMATORS = frozenset({"straight_through", "scale_gradient", "soft_cross_entropy"})
 
 
 @dataclass(frozen=True, eq=False)
@@ -257,6 +266,49 @@ def _arithmetic() -> Iterator[Case]:
     yield case(constant.Full(-1.0, (), DType.I32), "scalar")
     yield case(constant.Extent(7), "number")
     yield case(constant.Extent(3 * N, DType.F32), "symbol")
+
+
+# -- mathematics and positions -------------------------------------------------------------------
+
+
+def inside(*shape: int) -> Draw:
+    """Both signs, no element beyond 0.8, where all elementary functions are smooth."""
+    return lambda rng: rng.uniform(-0.8, 0.8, shape)
+
+
+def _mathematics() -> Iterator[Case]:
+    for unary in (
+        math.Sin, math.Cos, math.Tan, math.Arcsin, math.Arccos, math.Arctan, math.Sinh, math.Cosh,
+        math.Arctanh, math.Expm1, math.Log1p, math.Erf,
+    ):  # fmt: skip
+        yield case(unary(), "rows", inside(3, 4))
+        yield case(unary(), "scalar", inside())
+    for binary in (math.Power, math.Arctan2, math.Remainder, math.FloorDivide):
+        yield case(binary(), "one-shape", positive(3, 4), off_zero(3, 4))
+        yield case(binary(), "outer", positive(3, 1, 2), off_zero(1, 4, 1))
+    for mode_of_rounding in ("floor", "ceil", "truncate"):
+        yield case(math.Round(mode_of_rounding), mode_of_rounding, normal(3, 5))
+    yield case(math.Sign(), "rows", whole(3, 8))
+    for running in (math.RunningSum, math.RunningProduct):
+        yield case(running(axis=1), "columns", normal(3, 4, 2))
+        yield case(running(axis=1, reverse=True), "reverse", normal(3, 4))
+        yield case(running(axis=1), "zeros", whole(3, 6))
+        yield case(running(axis=0), "rows", normal(3, 2))
+    yield case(math.Recurrence(axis=1), "columns", normal(3, 4, 2), normal(3, 4, 2))
+    yield case(math.Recurrence(axis=1, reverse=True), "reverse", normal(3, 4), normal(3, 4))
+    yield case(math.Recurrence(axis=0), "rows", normal(3, 2), normal(3, 2))
+
+
+def _positions() -> Iterator[Case]:
+    yield case(index.Gather(axis=1), "columns", normal(3, 5), integers(0, 5, 4))
+    yield case(index.Gather(axis=1), "matrix", normal(3, 4, 2), integers(0, 4, 2, 5))
+    yield case(index.Gather(axis=1), "one", normal(3, 4), integers(0, 4))
+    yield case(index.Gather(axis=0), "rows", normal(3, 4), integers(0, 3, 5))
+    yield case(index.ScatterAdd(axis=1, size=5), "columns", normal(3, 4), integers(0, 5, 4))
+    yield case(index.ScatterAdd(1, 3), "matrix", normal(3, 2, 5, 2), integers(0, 3, 2, 5))
+    yield case(index.ScatterAdd(axis=0, size=4), "rows", normal(3, 2), integers(0, 4, 3))
+    yield case(index.Flip(axis=1), "columns", normal(3, 4, 2))
+    yield case(index.Flip(axis=0), "rows", normal(3, 4))
 
 
 # -- convolution and products --------------------------------------------------------------------
@@ -490,9 +542,63 @@ def _randomness() -> Iterator[Case]:
     yield case(mode.ByMode(), "rows", normal(3, 4), normal(3, 4))
 
 
+# -- look-ups, resampling, soft targets ----------------------------------------------------------
+
+
+def between_pixels(width: int, height: int, *shape: int) -> Draw:
+    """Sampling points in -1 .. 1 and around it, none near a row or a column of pixels."""
+
+    def draw(rng: np.random.Generator) -> np.ndarray:
+        axes = []
+        for size in (width, height):
+            pixel = rng.integers(-2, size + 1, shape) + rng.uniform(0.2, 0.8, shape)
+            axes.append(pixel * 2 / (size - 1) - 1)
+        return np.stack(axes, axis=1)
+
+    return draw
+
+
+def _deep() -> Iterator[Case]:
+    for beta in (1.0, 2.5):
+        yield case(deep.Softplus(beta), f"beta-{beta}", normal(3, 4))
+    for ceiling in (20.0, 0.9):
+        yield case(deep.ClippedRelu(ceiling), f"ceiling-{ceiling}", off_zero(3, 4))
+    for floor in (1e-7, 1e-3):
+        yield case(deep.FlooredSqrt(floor), f"floor-{floor}", positive(3, 4))
+    for label, shape in {"labels": (3, 4), "positions": (3, 4, 2)}.items():
+        yield case(deep.SoftCrossEntropy(), label, normal(*shape), positive(*shape))
+    yield case(deep.Embedding(), "vector", integers(0, 5, 3), normal(5, 2))
+    yield case(deep.Embedding(-1), "ignoring", integers(-1, 5, 3, 4), normal(5, 2))
+    yield case(deep.EmbeddingGradient(5), "vector", integers(0, 5, 3), normal(3, 2))
+    repeated = np.array([[1, -1, 1], [0, 1, -1]])
+    yield case(deep.EmbeddingGradient(4, -1), "ignoring", repeated, normal(2, 3, 2))
+    for label, (x, y) in {"larger": ((3, 4), (5, 7)), "smaller": ((5, 6), (3, 2))}.items():
+        for mode_ in ("bilinear", "nearest"):
+            for aligned in (True, False):
+                name = f"{label}-{mode_}-{'aligned' if aligned else 'centred'}"
+                yield case(deep.Resize(y, mode_, aligned), name, normal(3, 2, *x))
+                yield case(deep.ResizeGradient(x, mode_, aligned), name, normal(3, 2, *y))
+    for label, points in {"wide": (2, 3), "tall": (4, 1)}.items():
+        x, grid = normal(3, 2, 4, 5), between_pixels(5, 4, 3, *points)
+        yield case(deep.GridSample(), label, x, grid)
+        yield case(deep.GridSampleGradient(), label, x, grid, normal(3, 2, *points))
+    places = {
+        "plane": ((2, 3), (2, 2), (0, 1), (4, 5), (3, 2, 2, 3)),
+        "line": ((3,), (1,), (1,), (4,), (3, 1, 4)),
+    }
+    for label, (kernel, stride, pad, size, shape) in places.items():
+        cells = int(np.prod(kernel))
+        to_plane = deep.WindowToPlane(kernel, stride, pad, size)
+        local = case(to_plane, label, integers(0, cells, *shape))
+        yield local
+        yield case(deep.PlaneToWindow(kernel, stride, pad, size), label, *local.evaluate())
+
+
 CASES: tuple[Case, ...] = (
     *_movement(),
     *_arithmetic(),
+    *_mathematics(),
+    *_positions(),
     *_convolutions(),
     *_products(),
     *_merges(),
@@ -503,6 +609,7 @@ CASES: tuple[Case, ...] = (
     *_losses(),
     *_exits(),
     *_randomness(),
+    *_deep(),
 )
 PLAIN = tuple(c for c in CASES if not c.op.declared)
 DIFFERENTIABLE = tuple(c for c in PLAIN if any(c.differentiated))

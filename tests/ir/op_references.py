@@ -79,6 +79,35 @@ SCALAR_FUNCTIONS: dict[str, Callable[..., Any]] = {
     "product": lambda op, *xs: math.prod(xs),
     "maximum": lambda op, *xs: max(xs),
 }
+ROUNDINGS = {"floor": math.floor, "ceil": math.ceil, "truncate": math.trunc}
+
+
+def erf(x: float) -> float:
+    """The error function by its Taylor series, for small x."""
+    terms = ((-1) ** n * x ** (2 * n + 1) / (math.factorial(n) * (2 * n + 1)) for n in range(40))
+    return 2 / math.sqrt(math.pi) * math.fsum(terms)
+
+
+SCALAR_FUNCTIONS |= {
+    "power": lambda op, a, b: math.exp(b * math.log(a)),
+    "arctan2": lambda op, a, b: math.atan2(a, b),
+    "remainder": lambda op, a, b: a - b * math.trunc(a / b),
+    "floor_divide": lambda op, a, b: math.floor(a / b),
+    "sin": lambda op, x: math.sin(x),
+    "cos": lambda op, x: math.cos(x),
+    "tan": lambda op, x: math.sin(x) / math.cos(x),
+    "arcsin": lambda op, x: math.asin(x),
+    "arccos": lambda op, x: math.acos(x),
+    "arctan": lambda op, x: math.atan(x),
+    "sinh": lambda op, x: (math.exp(x) - math.exp(-x)) / 2,
+    "cosh": lambda op, x: (math.exp(x) + math.exp(-x)) / 2,
+    "arctanh": lambda op, x: math.log((1 + x) / (1 - x)) / 2,
+    "expm1": lambda op, x: math.exp(x) - 1,
+    "log1p": lambda op, x: math.log(1 + x),
+    "erf": lambda op, x: erf(x),
+    "round": lambda op, x: ROUNDINGS[op.mode](x),
+    "sign": lambda op, x: (x > 0) - (x < 0),
+}
 for _opcode, _function in SCALAR_FUNCTIONS.items():
     elementwise(_opcode, _function)
 
@@ -187,6 +216,55 @@ def _top_k(op: Any, x: np.ndarray) -> Outputs:
         return [float(i in chosen) for i in range(len(line))]
 
     return (along(largest, op.axis, x),)
+
+
+def _running(opcode: str, fold: Callable[[float, float], float]) -> None:
+    def evaluate(op: Any, x: np.ndarray) -> Outputs:
+        step = -1 if op.reverse else 1
+        line = lambda values: list(itertools.accumulate(values[::step], fold))[::step]  # noqa: E731
+        return (along(line, op.axis, x),)
+
+    REFERENCES[opcode] = evaluate
+
+
+_running("running_sum", operator.add)
+_running("running_product", operator.mul)
+
+
+@reference("recurrence")
+def _recurrence(op: Any, a: np.ndarray, b: np.ndarray) -> Outputs:
+    y = np.zeros(b.shape)
+    step = -1 if op.reverse else 1
+    for at in sorted(np.ndindex(b.shape), key=lambda at: step * at[op.axis]):
+        i = at[op.axis] - step
+        before = (*at[: op.axis], i, *at[op.axis + 1 :])
+        y[at] = a[at] * (y[before] if 0 <= i < b.shape[op.axis] else 0.0) + b[at]
+    return (y,)
+
+
+@reference("gather")
+def _gather(op: Any, x: np.ndarray, index: np.ndarray) -> Outputs:
+    n = op.axis
+    y = np.empty((*x.shape[:n], *index.shape, *x.shape[n + 1 :]))
+    for at in np.ndindex(y.shape):
+        position = int(index[at[n : n + index.ndim]])
+        y[at] = x[(*at[:n], position, *at[n + index.ndim :])]
+    return (y,)
+
+
+@reference("scatter_add")
+def _scatter_add(op: Any, updates: np.ndarray, index: np.ndarray) -> Outputs:
+    n = op.axis
+    y = np.zeros((*updates.shape[:n], *numbers([op.size]), *updates.shape[n + index.ndim :]))
+    for at in np.ndindex(updates.shape):
+        position = int(index[at[n : n + index.ndim]])
+        y[(*at[:n], position, *at[n + index.ndim :])] += updates[at]
+    return (y,)
+
+
+@reference("flip")
+def _flip(op: Any, x: np.ndarray) -> Outputs:
+    return (along(lambda line: line[::-1], op.axis, x),)
 
 
 def softmax(line: list[float]) -> list[float]:
@@ -515,3 +593,133 @@ def _random_uniform(op: Any, key: np.ndarray, step: np.ndarray, *rows: np.ndarra
         word = philox(counter, [int(k) for k in key])[element % 4]
         drawn.append((word >> 8) / 2**24)
     return (np.array(drawn).reshape(shape),)
+
+
+# -- look-ups, resampling, soft targets ----------------------------------------------------------
+
+elementwise("softplus", lambda op, x: math.log(1.0 + math.exp(op.beta * x)) / op.beta)
+elementwise("clipped_relu", lambda op, x: sorted((0.0, x, op.ceiling))[1])
+elementwise("floored_sqrt", lambda op, x: math.sqrt(x))
+
+
+@reference("soft_cross_entropy")
+def _soft_cross_entropy(op: Any, logits: np.ndarray, targets: np.ndarray) -> Outputs:
+    loss = np.zeros((len(logits), *logits.shape[2:]))
+    for at in np.ndindex(loss.shape):
+        line, weights = (np.moveaxis(v, 1, -1)[at].tolist() for v in (logits, targets))
+        loss[at] = -math.fsum(w * math.log(p) for w, p in zip(weights, softmax(line)))
+    return (loss,)
+
+
+@reference("embedding")
+def _embedding(op: Any, ids: np.ndarray, weight: np.ndarray) -> Outputs:
+    y = np.zeros((*ids.shape, weight.shape[1]))
+    for at in np.ndindex(ids.shape):
+        if ids[at] != op.ignore_label:
+            y[at] = weight[ids[at]]
+    return (y,)
+
+
+@reference("embedding_gradient")
+def _embedding_gradient(op: Any, ids: np.ndarray, dy: np.ndarray) -> Outputs:
+    dweight = np.zeros((op.rows, dy.shape[-1]))
+    for at in np.ndindex(ids.shape):
+        if ids[at] != op.ignore_label:
+            dweight[ids[at]] += dy[at]
+    return (dweight,)
+
+
+def _resampling(op: Any, source: int, target: int) -> Iterator[tuple[int, int, float]]:
+    """Which place of the target reads which place of the source, and how much of it."""
+    for i in range(target):
+        if op.mode == "nearest":
+            yield i, min(i * source // target, source - 1), 1.0
+            continue
+        centred = max((i + 0.5) * source / target - 0.5, 0.0)
+        v = i * (source - 1) / (target - 1) if op.align_corners else centred
+        low = math.floor(v + 1e-12)
+        yield i, low, 1.0 - (v - low)
+        yield i, min(low + 1, source - 1), v - low
+
+
+@reference("resize")
+def _resize(op: Any, x: np.ndarray) -> Outputs:
+    y = np.zeros((*x.shape[:2], *numbers(op.size)))
+    for i, h, a in _resampling(op, x.shape[2], y.shape[2]):
+        for j, w, b in _resampling(op, x.shape[3], y.shape[3]):
+            y[:, :, i, j] += a * b * x[:, :, h, w]
+    return (y,)
+
+
+@reference("resize_gradient")
+def _resize_gradient(op: Any, dy: np.ndarray) -> Outputs:
+    dx = np.zeros((*dy.shape[:2], *numbers(op.size)))
+    for i, h, a in _resampling(op, dx.shape[2], dy.shape[2]):
+        for j, w, b in _resampling(op, dx.shape[3], dy.shape[3]):
+            dx[:, :, h, w] += a * b * dy[:, :, i, j]
+    return (dx,)
+
+
+def _tents(position: float, size: int) -> Iterator[tuple[int, float, float]]:
+    """The cells within 1 of a position: their index, weight, and slope of the weight."""
+    for cell in range(size):
+        distance = position - cell
+        if abs(distance) < 1:
+            yield cell, 1 - abs(distance), -1.0 if distance >= 0 else 1.0
+
+
+@reference("grid_sample")
+def _grid_sample(op: Any, x: np.ndarray, grid: np.ndarray) -> Outputs:
+    height, width = x.shape[2:]
+    y = np.zeros((*x.shape[:2], *grid.shape[2:]))
+    for n, i, j in np.ndindex(len(x), *grid.shape[2:]):
+        u, v = ((g + 1) * (s - 1) / 2 for g, s in zip(grid[n, :, i, j], (width, height)))
+        for h, a, _ in _tents(v, height):
+            for w, b, _ in _tents(u, width):
+                y[n, :, i, j] += a * b * x[n, :, h, w]
+    return (y,)
+
+
+@reference("grid_sample_gradient")
+def _grid_sample_gradient(op: Any, x: np.ndarray, grid: np.ndarray, dy: np.ndarray) -> Outputs:
+    height, width = x.shape[2:]
+    dx, dgrid = np.zeros(x.shape), np.zeros(grid.shape)
+    for n, i, j in np.ndindex(len(x), *grid.shape[2:]):
+        u, v = ((g + 1) * (s - 1) / 2 for g, s in zip(grid[n, :, i, j], (width, height)))
+        for h, a, rise in _tents(v, height):
+            for w, b, run in _tents(u, width):
+                dx[n, :, h, w] += a * b * dy[n, :, i, j]
+                along = float((x[n, :, h, w] * dy[n, :, i, j]).sum())
+                dgrid[n, 0, i, j] += along * a * run * (width - 1) / 2
+                dgrid[n, 1, i, j] += along * b * rise * (height - 1) / 2
+    return (dx, dgrid)
+
+
+def _cells(op: Any, window: Index) -> list[Index]:
+    """The places that a window reads, in row-major order; some may lie outside."""
+    starts = [o * s - p for o, s, p in zip(window, op.stride, op.pad)]
+    return [
+        tuple(b + i for b, i in zip(starts, tap))
+        for tap in itertools.product(*map(range, op.kernel))
+    ]
+
+
+@reference("window_to_plane")
+def _window_to_plane(op: Any, index: np.ndarray) -> Outputs:
+    size = numbers(op.size)
+    flat = np.full(index.shape, -1)
+    for at in np.ndindex(index.shape):
+        place = _cells(op, at[2:])[index[at]]
+        if all(0 <= i < d for i, d in zip(place, size)):
+            flat[at] = np.ravel_multi_index(place, size)
+    return (flat,)
+
+
+@reference("plane_to_window")
+def _plane_to_window(op: Any, index: np.ndarray) -> Outputs:
+    local = np.zeros(index.shape, int)
+    for at in np.ndindex(index.shape):
+        if index[at] >= 0:
+            place = tuple(int(i) for i in np.unravel_index(index[at], numbers(op.size)))
+            local[at] = _cells(op, at[2:]).index(place)
+    return (local,)

@@ -271,7 +271,11 @@ def test_gradients_agree_with_central_differences(case: Case) -> None:
 
 
 #: Ops whose gradient is one fused op without a gradient of its own.
-ONCE_ONLY = {"batch_norm_training": "batch_norm_gradient", "lrn": "lrn_gradient"}
+ONCE_ONLY = {
+    "batch_norm_training": "batch_norm_gradient",
+    "lrn": "lrn_gradient",
+    "grid_sample": "grid_sample_gradient",
+}
 
 FIRST_CASES = tuple({c.op.opcode: c for c in reversed(DIFFERENTIABLE)}.values())
 
@@ -392,13 +396,15 @@ ROW_WISE = tuple(c for c in PLAIN if any(c.carries) and is_row_wise(c))
 #: Cases whose inputs have rows that the op mixes, moves, or does not promise to keep apart.
 MIXING = {
     *(c.id for op in (BatchNormTraining, ConvWeightGradient, Compact, Scatter) for c in of(op)),
-    *(c.id for c in PLAIN if c.op.opcode == "batch_norm_gradient"),
+    *(c.id for c in PLAIN if c.op.opcode in ("batch_norm_gradient", "embedding_gradient")),
     "reshape-across-rows",
     "transpose-across-rows",
     "slice-of-rows",
     "embed-of-rows",
     "split-rows",
     "pad-with-rows",
+    *(f"{op}-rows" for op in ("running_sum", "running_product", "recurrence")),
+    *(f"{op}-rows" for op in ("gather", "scatter_add", "flip")),
     *(
         f"{op}-{axes}"
         for op in ("reduce_sum", "reduce_mean", "reduce_max")
