@@ -16,11 +16,13 @@ from branchgraph.chainer.configuration import (
     no_backprop_mode,
     using_config,
 )
+from branchgraph.chainer.function_node import Function, FunctionNode
 from branchgraph.chainer.link import Chain, ChainList, Link
 from branchgraph.chainer.optimizer import GradientMethod, Optimizer, UpdateRule
 from branchgraph.chainer.precision import get_dtype, mixed16
 from branchgraph.chainer.sequential import Sequential
 from branchgraph.chainer.serializer import AbstractSerializer, Deserializer, Serializer
+from branchgraph.chainer.tracing import trace
 from branchgraph.chainer.variable import Parameter, Variable, as_variable
 
 __all__ = [
@@ -28,6 +30,8 @@ __all__ = [
     "Chain",
     "ChainList",
     "Deserializer",
+    "Function",
+    "FunctionNode",
     "GradientMethod",
     "Link",
     "Optimizer",
@@ -50,5 +54,6 @@ __all__ = [
     "optimizer_hooks",
     "optimizers",
     "serializers",
+    "trace",
     "using_config",
 ]

@@ -15,6 +15,13 @@ class InvalidType(Exception):
         self.actual = actual
 
 
+def expect(*conditions: bool) -> None:
+    """Raise `InvalidType` unless all conditions hold; for `check_type_forward` of users."""
+    for position, condition in enumerate(conditions):
+        if not condition:
+            raise InvalidType(f"condition {position} of the function", "it does not hold")
+
+
 def invalid(name: str, error: ShapeError) -> InvalidType:
     """Chainer's error for a broken rule of an op."""
     return InvalidType(

@@ -376,6 +376,8 @@ class Parameter(Variable):
     def _operand(self) -> Tensor:
         if self._holder is None:
             raise RuntimeError(f"parameter {self.name!r} is not initialised yet")
+        if self._holder.pending is not None:
+            recorder().flush()  # what is read is a leaf, so that it receives a gradient
         return self._holder.tensor(requires_grad=self.requires_grad, owner=self)
 
     @property

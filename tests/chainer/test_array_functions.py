@@ -254,9 +254,9 @@ def test_padding_by_elements_of_x_passes_back_only_what_lies_over_x(mode: str) -
     x = Variable(X)
     y = F.pad(x, (1, 2), mode)
     np.testing.assert_array_equal(y.array, np.pad(X, (1, 2), mode))
-    y.grad = RNG.normal(size=y.shape)
+    y.grad = dy = RNG.normal(size=y.shape)
     y.backward()
-    np.testing.assert_array_equal(x.grad, y.grad[1:3, 1:4, 1:5])
+    np.testing.assert_array_equal(x.grad, dy[1:3, 1:4, 1:5])
 
 
 def test_sequences_are_padded_to_the_longest() -> None:
@@ -309,6 +309,15 @@ def test_reductions_keep_the_dtype() -> None:
     x = Variable(X.astype(np.float16))
     for y in (F.mean(x), F.logsumexp(x), F.log2(x), x**2, 2**x, F.average(x, 1, x[0, :, 0])):
         assert y.dtype == np.float16
+
+
+def test_numbers_take_the_dtype_of_an_integer_variable() -> None:
+    x = Variable(np.array([1, 2, 3]))
+    for y, expected in ((x + 1.5, [2, 3, 4]), (x / 2, [0, 0, 0]), (x // 2, [0, 1, 1])):
+        assert y.dtype == x.dtype
+        np.testing.assert_array_equal(y.array, expected)
+    np.testing.assert_array_equal((-x).array, [-1, -2, -3])
+    np.testing.assert_array_equal((x**2).array, [1, 4, 9])
 
 
 # -- evaluation ----------------------------------------------------------------------------------

@@ -307,3 +307,19 @@ def test_removed_and_wrong_arguments_are_refused(call: Callable[..., Any], advic
 def test_unknown_arguments_are_refused() -> None:
     with pytest.raises(TypeError, match="unexpected keyword argument 'rate'"):
         F.dropout(normal(2, 3), rate=0.5)
+
+
+def test_many_positions_are_counted_in_half_precision() -> None:
+    x, t = np.zeros((1, 2, 5000), np.float16), np.zeros((1, 5000), np.int32)
+    loss = F.softmax_cross_entropy(x, t).array
+    assert loss.dtype == np.float16
+    # float16 keeps 11 bits of the sum and of its share.
+    np.testing.assert_allclose(loss, np.log(2.0), rtol=1e-2)
+
+
+def test_shifted_channels_move_and_the_rest_stay() -> None:
+    x = np.arange(36, dtype=np.float32).reshape(1, 4, 3, 3)
+    y = F.shift(x, ksize=(3, 1)).array
+    np.testing.assert_array_equal(y[0, 0, :2], x[0, 0, 1:])
+    np.testing.assert_array_equal(y[0, 1, 1:], x[0, 1, :2])
+    np.testing.assert_array_equal(y[0, 2:], x[0, 2:])

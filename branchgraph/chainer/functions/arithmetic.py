@@ -175,7 +175,9 @@ def multiply_operator(a: Any, b: Any) -> Variable:
 
 @function
 def divide_operator(a: Any, b: Any) -> Variable:
-    """a / b with broadcasting."""
+    """a / b with broadcasting; integers are multiplied by 1/b in their own dtype, often 0."""
+    if isinstance(b, (int, float)) and a.dtype.kind != "f":
+        return record(Multiply(), a, constant(1 / b, a))
     return _operator(Divide(), a, b)
 
 

@@ -24,13 +24,14 @@ from branchgraph.chainer.functions.record import (
     function,
     pair,
     record,
+    record_all,
 )  # fmt: skip
 from branchgraph.chainer.variable import Variable
 from branchgraph.ir.ops.conv import Conv, ConvTranspose
 from branchgraph.ir.ops.deep import Embedding
 from branchgraph.ir.ops.linear import Dense, MatMul
 from branchgraph.ir.ops.merge import Concat
-from branchgraph.ir.ops.reshape import Slice
+from branchgraph.ir.ops.reshape import Pad, Slice, Split
 
 __all__ = [
     "bilinear",
@@ -47,6 +48,7 @@ __all__ = [
     "embed_id",
     "linear",
     "local_convolution_2d",
+    "shift",
 ]
 
 CUDNN = {
@@ -265,6 +267,31 @@ def _tap(
     for axis in (0, 1):
         x = record(Slice(axis + 2, start[axis], size[axis], step[axis]), x)
     return x
+
+
+@function
+def shift(x: Any, ksize: Any = 3, dilate: Any = 1) -> Variable:
+    """Groups of channels moved in all directions of a window, zeros coming in (Wu et al. 2018).
+
+    The direction that rests comes last, and takes the channels that the groups leave over.
+    """
+    x = floating(x)
+    expect(x.ndim == 4, f"x must have 4 axes, got {x.shape}")
+    kernel, steps = pair(ksize), pair(dilate)
+    if any(k % 2 == 0 for k in kernel):
+        raise ValueError(f"ksize must be odd, got {kernel}")
+    starts = [(i * steps[0], j * steps[1]) for i in range(kernel[0]) for j in range(kernel[1])]
+    starts.reverse()
+    middle = len(starts) // 2
+    starts[middle], starts[-1] = starts[-1], starts[middle]
+    channels = x.shape[1]
+    size = channels // len(starts)
+    sizes = (*(size,) * (len(starts) - 1), channels - size * (len(starts) - 1))
+    reach = tuple(k // 2 * d for k, d in zip(kernel, steps))
+    margin = (0, 0, *reach)
+    parts = record_all(Split(1, sizes), record(Pad(margin, margin), x))
+    moved = [_tap(p, at, x.shape[2:], (1, 1)) for p, at in zip(parts, starts)]
+    return record(Concat(1), *moved)
 
 
 @function

@@ -119,8 +119,12 @@ def _per_label(each: Variable, t: Variable, ignore_label: int, normalize: bool) 
     """The sum over the number of labels that count, at least 1; or over the batch size."""
     if not normalize:
         return divided(total(each), float(max(each.shape[0], 1)))
-    kept = cast_to(compared(t, "not_equal", ignore_label), each.dtype)
-    return divided(total(each), record(Maximum(), total(kept), number(1.0, each)))
+    # Counted in single precision at least: float16 does not count beyond 2048.
+    precise = np.result_type(each.dtype, np.float32)
+    count = total(cast_to(compared(t, "not_equal", ignore_label), precise))
+    one = number(1.0, count)
+    share = divided(one, record(Maximum(), count, one))
+    return product(total(each), cast_to(share, each.dtype))
 
 
 @function

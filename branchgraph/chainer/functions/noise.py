@@ -27,6 +27,7 @@ from branchgraph.chainer.functions.record import as_variable, check_removed, fun
 from branchgraph.chainer.variable import Variable
 from branchgraph.ir.ops.elementwise import Exp
 from branchgraph.ir.ops.linear import MatMul
+from branchgraph.ir.ops.random import Dropout
 
 __all__ = ["dropout", "gaussian", "gumbel_softmax", "simplified_dropconnect", "zoneout"]
 
@@ -51,6 +52,9 @@ def dropout(
     """
     check_removed("dropout", removed, TRAIN)
     _check_ratio(ratio)
+    if config.tracing:
+        declared = record(Dropout(ratio=float(ratio), stream=0), as_variable(x))
+        return (declared, None) if return_mask else declared
     if not config.train:
         return (as_variable(x), None) if return_mask else as_variable(x)
     x = floating(x)
