@@ -4,9 +4,9 @@
 
 Runs this file again as `--measure MODULE` in alternating processes: ours in this interpreter and
 Chainer in the other (Python 3.11, setuptools<70, numpy 1.23.5, chainer 7.8.1 built without
-isolation). Each process applies every operation to tiny arrays, so that arithmetic hardly counts, and takes the
-median of batches; ours only records (shape inference included), which is all that a program found
-again pays per operation besides running. Prints microseconds an operation and the ratio.
+isolation). Each process applies every operation to tiny arrays, so that arithmetic hardly counts,
+and takes the median of batches. Ours only records, shape inference included: that is all a program
+found again pays for an operation besides running it. Prints microseconds a call and the ratio.
 """
 
 from __future__ import annotations

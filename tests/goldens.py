@@ -1,9 +1,9 @@
 """Recordings of the original frameworks, and where to find them.
 
 `$BRANCHGRAPH_GOLDENS` names a folder with one sub-folder a framework (`chainer`, `mxnet`, ...).
-Without it, the extract in `tests/data/recordings` is replayed, and tests whose recordings are not in
-it skip; in continuous integration (`$CI`) those fail, so that nobody takes a run without recordings
-for a run that passed them.
+Without it, the extract in `tests/data/recordings` is replayed, and tests whose recordings are not
+in it skip; in continuous integration (`$CI`) those fail, so that nobody takes a run without
+recordings for a run that passed them.
 """
 
 from __future__ import annotations

@@ -2,7 +2,8 @@
 
     LEGACY_VENV/bin/python tools/record_chainer_programs.py programs.npz
 
-The tests read it as tests/data/recordings/chainer/programs.npz. Needs Chainer 7.8.1 (Python 3.11, setuptools<70, numpy 1.23.5, built without isolation).
+The tests read it as tests/data/recordings/chainer/programs.npz. Needs Chainer 7.8.1 (Python 3.11,
+setuptools<70, numpy 1.23.5, built without isolation).
 """
 
 import importlib.util

@@ -63,7 +63,7 @@ class Variable:
     # -- values --------------------------------------------------------------------------------
 
     def _operand(self) -> Tensor:
-        """The tensor that an operation recorded now reads: a copy of an array that is the user's."""
+        """The tensor that an operation recorded now reads: a copy, if the array is the user's."""
         if self._tensor is not None:
             return self._tensor
         array = self._data

@@ -94,7 +94,7 @@ _CHECKS: dict[Any, tuple[tuple[str, Any, _Accepts], ...]] = {}
 
 
 def _accepts(annotation: Any) -> _Accepts:
-    """A quick test that a value is in canonical form already, so that `normalise` can be skipped."""
+    """A quick test that a value is in canonical form, so that `normalise` can be skipped."""
     if annotation not in _ACCEPTS:
         if get_origin(annotation) is tuple:
             inner = _accepts(get_args(annotation)[0])

@@ -329,3 +329,38 @@ def test_flatten_takes_nested_layers_out() -> None:
 def test_a_lambda_cannot_be_pickled() -> None:
     with pytest.raises(ValueError, match="lambda"):
         pickle.dumps(chainer.Sequential(lambda x: x))
+
+
+def test_updates_can_be_switched_off_and_on() -> None:
+    net = Net()
+    net(X)
+    assert not net.update_enabled
+    chainer.optimizers.SGD(lr=1.0).setup(net)
+    assert net.update_enabled
+    net.first.disable_update()
+    assert net.update_enabled
+    assert not net.first.update_enabled
+    before = net.first.W.array.copy()
+    net.cleargrads()
+    F.sum(net(X)).backward()
+    for parameter in net.params():
+        parameter.update()
+    np.testing.assert_array_equal(net.first.W.array, before)
+    net.disable_update()
+    assert not net.update_enabled
+    net.enable_update()
+    assert net.first.update_enabled
+
+
+def test_copies_in_a_tree_keep_the_names_of_the_children() -> None:
+    net = chainer.Chain(blocks=chainer.ChainList(L.Linear(2, 2), L.Linear(2, 2)))
+    for mode in ("share", "copy", "init"):
+        made = net.copy(mode)
+        assert [link.name for link in made.links(skipself=True)] == ["blocks", "0", "1"]
+
+
+def test_zerograds_is_deprecated() -> None:
+    net = L.Linear(2, 2)
+    with pytest.warns(DeprecationWarning):
+        net.zerograds()
+    assert not net.W.grad.any()

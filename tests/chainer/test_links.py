@@ -345,3 +345,24 @@ def test_labels_by_position_or_keyword() -> None:
         L.Classifier(predictor, label_key=2)(ROWS, LABELS)
     with pytest.raises(TypeError, match="label_key"):
         L.Classifier(predictor, label_key=1.5)
+
+
+# -- tracing ---------------------------------------------------------------------------------------
+
+
+def test_a_traced_link_declares_batch_normalisation_with_its_statistics() -> None:
+    from branchgraph.chainer.tracing import trace
+    from branchgraph.compiler import compile
+
+    net = chainer.Sequential(L.Convolution2D(6, 3, 3), L.BatchNormalization(3), F.relu)
+    net(IMAGES)
+    graph, store = trace(net, ("N", 6, 5, 5))
+    assert sorted(state.name for state in store) == [
+        "0/W", "0/b", "1/avg_mean", "1/avg_var", "1/beta", "1/gamma",
+    ]  # fmt: skip
+    with chainer.using_config("train", False):
+        expected = net(IMAGES).array
+    found = compile(graph, store=store)(x0=IMAGES)["y0"]
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+    with pytest.raises(NotImplementedError, match="axis 1"):
+        trace(L.BatchNormalization(axis=(0, 1, 2)).copy(), ("N", 6, 5, 5))

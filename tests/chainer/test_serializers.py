@@ -310,11 +310,9 @@ def test_unsafe_names_are_refused(tmp_path: Path, name: str) -> None:
 
 
 def test_an_entry_twice_is_refused(tmp_path: Path) -> None:
-    with (
-        zipfile.ZipFile(tmp_path / "f", "w") as archive,
-        pytest.warns(UserWarning, match="Duplicate"),
-    ):
-        for _ in range(2):
+    with zipfile.ZipFile(tmp_path / "f", "w") as archive:
+        archive.writestr("W.npy", npy("()", data=b"\0" * 4))
+        with pytest.warns(UserWarning, match="Duplicate"):
             archive.writestr("W.npy", npy("()", data=b"\0" * 4))
     with pytest.raises(FormatError, match="two entries"):
         load_npz(tmp_path / "f", Lone())
