@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import os
+import struct
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -25,6 +26,12 @@ __all__ = ["DictionarySerializer", "NpzDeserializer", "load_npz", "save_npz"]
 
 #: Deflate writes at least one byte for about so many equal ones.
 _MOST_DEFLATE = 1032
+
+#: What reading a damaged zip file raises.
+_DAMAGED = (
+    zipfile.BadZipFile, zlib.error, struct.error, EOFError, NotImplementedError, OSError,
+    OverflowError, RuntimeError, UnicodeError,
+)  # fmt: skip
 
 _HEADERS = {
     (1, 0): np.lib.format.read_array_header_1_0,
@@ -97,10 +104,12 @@ class Archive(Mapping[str, Any]):
     def read(self, key: str, into: np.ndarray | None = None) -> np.ndarray | None:
         """One entry; its shape is compared with the array it will be copied `into` first."""
         info = self._members[key]
+        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise FormatError(f"{key}: expected a stored or deflated entry")
         try:
             with self._archive.open(info) as member:
                 return _read(member, key, info, into)
-        except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as e:
+        except _DAMAGED as e:
             raise FormatError(f"{key}: the entry is damaged or unreadable: {e}") from e
 
 
@@ -119,7 +128,9 @@ def _read(
         if version not in _HEADERS:
             raise ValueError(f"npy version {version} is not supported")
         shape, fortran, dtype = _HEADERS[version](member)
-    except ValueError as error:
+    except _DAMAGED:
+        raise
+    except Exception as error:  # NumPy's parser of headers raises whatever Python's does
         raise FormatError(f"{key}: no valid .npy header: {error}") from error
     if dtype.hasobject:
         if shape != ():
@@ -138,7 +149,8 @@ def _check_size(key: str, info: zipfile.ZipInfo, header: int, data: int, shape: 
     """The header must declare what the member holds, and the member what its bytes can hold."""
     stored = info.compress_type == zipfile.ZIP_STORED
     most = info.compress_size if stored else info.compress_size * _MOST_DEFLATE + 64
-    if any(n < 0 for n in shape) or header + data != info.file_size or info.file_size > most:
+    possible = all(n >= 0 for n in shape) and (data or 0 in shape or shape == ())
+    if not possible or header + data != info.file_size or info.file_size > most:
         raise FormatError(
             f"{key}: the header declares shape {shape}, {data} bytes, but the entry of "
             f"{info.compress_size} packed bytes holds {max(info.file_size - header, 0)}"
@@ -246,7 +258,7 @@ def load_npz(
     """
     try:
         archive = zipfile.ZipFile(file)
-    except (zipfile.BadZipFile, NotImplementedError) as error:
+    except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
         name = os.fspath(file) if isinstance(file, (str, os.PathLike)) else "the file"
         raise FormatError(f"{name}: not an .npz file, or cut off: {error}") from error
     with archive:

@@ -361,6 +361,6 @@ def test_copies_in_a_tree_keep_the_names_of_the_children() -> None:
 
 def test_zerograds_is_deprecated() -> None:
     net = L.Linear(2, 2)
-    with pytest.warns(DeprecationWarning):
+    with pytest.warns(DeprecationWarning, match="cleargrads"):
         net.zerograds()
     assert not net.W.grad.any()

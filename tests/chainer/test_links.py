@@ -248,6 +248,16 @@ def test_an_edit_of_the_statistics_is_seen_and_comes_behind_earlier_calls() -> N
     np.testing.assert_allclose(after.array, ROWS - 5, rtol=1e-4, atol=1e-4)
 
 
+def test_a_shared_copy_moves_the_same_statistics_even_behind_a_file() -> None:
+    bn = L.BatchNormalization(3)
+    other = bn.copy()
+    chainer.serializers.DictionarySerializer().save(bn)
+    bn(ROWS)
+    other(ROWS)
+    expected = moved(moved(0, ROWS.mean(0)), ROWS.mean(0))
+    np.testing.assert_allclose(bn.avg_mean, expected, rtol=1e-5)
+
+
 def test_finetuning_averages_evenly() -> None:
     bn = L.BatchNormalization(3)
     bn(ROWS * 3)

@@ -25,7 +25,7 @@ from branchgraph.chainer.functions.compose import (
     shaped,
     shifted,
 )
-from branchgraph.chainer.functions.record import check_removed, function, record
+from branchgraph.chainer.functions.record import as_variable, check_removed, function, record
 from branchgraph.chainer.variable import Variable
 from branchgraph.ir.ops.activation import Elu, LeakyRelu, LogSoftmax, Relu, Sigmoid, Softmax, Tanh
 from branchgraph.ir.ops.deep import ClippedRelu, Softplus
@@ -56,10 +56,13 @@ __all__ = [
 TRAIN = {"train": "use chainer.using_config('train', ...)"}
 
 
+_RELU = Relu()
+
+
 @function
 def relu(x: Any) -> Variable:
     """max(x, 0), derivative 0 at 0."""
-    return recorded(Relu(), x)
+    return record(_RELU, as_variable(x))
 
 
 @function

@@ -14,7 +14,14 @@ from typing import Any
 import numpy as np
 
 from branchgraph.chainer.configuration import using_config
-from branchgraph.chainer.functions.record import as_variable, function, pair, record, record_all
+from branchgraph.chainer.functions.record import (
+    as_variable,
+    function,
+    made,
+    pair,
+    record,
+    record_all,
+)
 from branchgraph.chainer.variable import Variable
 from branchgraph.ir.errors import ShapeError
 from branchgraph.ir.ops.elementwise import Add, Cast, Where
@@ -91,7 +98,9 @@ def _array(value: Any) -> np.ndarray:
 def reshape(x: Any, shape: Iterable[int]) -> Variable:
     """The same elements under another shape; one size may be -1."""
     x = as_variable(x)
-    shape = tuple(int(s) for s in shape)
+    shape = tuple([int(s) for s in shape])
+    if min(shape, default=0) >= 0:
+        return x if shape == x.shape else record(made(Reshape, shape), x)
     if shape.count(-1) > 1 or any(s < -1 for s in shape):
         raise ShapeError(f"shape {shape} may have one size of -1")
     known = math.prod(s for s in shape if s >= 0)

@@ -29,7 +29,8 @@ def expect(condition: bool, rule: str) -> None:
 def floating(value: Any, name: str = "x") -> Variable:
     """A variable of a floating dtype."""
     x = as_variable(value)
-    expect(x.dtype.kind == "f", f"{name} must be floating, got {x.dtype}")
+    if x.dtype.kind != "f":
+        raise ShapeError(f"{name} must be floating, got {x.dtype}")
     return x
 
 

@@ -22,11 +22,13 @@ from branchgraph.chainer.functions.record import (
     as_variable,
     check_removed,
     function,
+    made,
     pair,
     record,
     record_all,
 )  # fmt: skip
 from branchgraph.chainer.variable import Variable
+from branchgraph.ir.errors import ShapeError
 from branchgraph.ir.ops.conv import Conv, ConvTranspose
 from branchgraph.ir.ops.deep import Embedding
 from branchgraph.ir.ops.linear import Dense, MatMul
@@ -60,6 +62,8 @@ CUDNN = {
 @function
 def linear(x: Any, W: Any, b: Any = None, n_batch_axes: int = 1) -> Variable:
     """y = x W^T + b; x is flattened behind its batch axes. W: [out, in], b: [out]."""
+    if n_batch_axes == 1 and _is_matrix(x, W, b):
+        return record(_DENSE, x, W) if b is None else record(_DENSE, x, W, b)
     x = floating(x)
     if n_batch_axes < 1:
         raise ValueError(f"n_batch_axes must be at least 1, got {n_batch_axes}")
@@ -71,6 +75,17 @@ def linear(x: Any, W: Any, b: Any = None, n_batch_axes: int = 1) -> Variable:
     flat = shaped(x, rows, x.size // max(rows, 1))
     y = record(Dense(), flat, *_weights(x, W, b))
     return y if n_batch_axes == 1 else shaped(y, *batch, y.shape[1])
+
+
+_DENSE = Dense()
+
+
+def _is_matrix(x: Any, W: Any, b: Any) -> bool:
+    """Whether x is a matrix and nothing needs a cast: the case that every layer meets."""
+    given = (x, W) if b is None else (x, W, b)
+    if False in [isinstance(v, Variable) for v in given] or x.ndim != 2:
+        return False
+    return False not in [v.dtype == x.dtype for v in given]
 
 
 def _weights(x: Variable, W: Any, b: Any) -> tuple[Variable, ...]:
@@ -86,16 +101,17 @@ def _convolve(
     x = floating(x)
     W = beside(W, x)
     axes = W.ndim - 2
-    expect(axes >= 1 and x.ndim == W.ndim, f"x and W must have one rank, got {x.shape}, {W.shape}")
+    if axes < 1 or x.ndim != W.ndim:
+        raise ShapeError(f"x and W must have one rank, got {x.shape} and {W.shape}")
     steps, begin, dilation = pair(stride, axes), pair(pad, axes), pair(dilate, axes)
-    for given in (steps, begin, dilation):
-        expect(len(given) == axes, f"stride, pad and dilate need {axes} numbers, got {given}")
+    if not len(steps) == len(begin) == len(dilation) == axes:
+        raise ShapeError(f"stride {steps}, pad {begin}, dilate {dilation}: {axes} numbers each")
     end = begin
     if cover_all:
         kernel = ((k - 1) * d + 1 for k, d in zip(W.shape[2:], dilation))
         extents = zip(x.shape[2:], kernel, steps, begin)
         end = tuple(_covering_pad(*extent) for extent in extents)
-    op = Conv(steps, (*begin, *end), dilation, groups)
+    op = made(Conv, steps, (*begin, *end), dilation, groups)
     return record(op, x, W) if b is None else record(op, x, W, beside(b, x))
 
 
@@ -117,7 +133,8 @@ def convolution_2d(
 
 
 def _require_rank(x: Any, rank: int) -> None:
-    expect(as_variable(x).ndim == rank, f"x must have {rank} axes, got {as_variable(x).shape}")
+    if as_variable(x).ndim != rank:
+        raise ShapeError(f"x must have {rank} axes, got {as_variable(x).shape}")
 
 
 @function

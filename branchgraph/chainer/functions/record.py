@@ -62,7 +62,8 @@ def record_all(op: Op, *inputs: Variable | np.ndarray) -> tuple[Variable, ...]:
 
 def record(op: Op, *inputs: Variable | np.ndarray) -> Variable:
     """Record an op with one output."""
-    return record_all(op, *inputs)[0]
+    tensors = [v._operand() if isinstance(v, Variable) else operand(v) for v in inputs]
+    return Variable._of(recorder().call(op, *tensors, traced=flag("enable_backprop"))[0])
 
 
 def constant(value: float, like: Variable) -> Variable:

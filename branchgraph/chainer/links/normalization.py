@@ -50,6 +50,9 @@ class Statistic:
         return holder.array
 
     def __set__(self, link: Any, value: np.ndarray | None) -> None:
+        held = link._holders.get(self.name)
+        if held is not None and value is held.array:
+            return  # as reading and writing files do; copies may share the holder
         link._holders[self.name] = None if value is None else Holder(np.asarray(value))
 
 
