@@ -61,6 +61,14 @@ def test_links_and_pictures_exist(page: str) -> None:
         assert ((TOP / page).parent / target).exists(), target
 
 
+def test_the_names_of_the_chainer_paragraph_exist() -> None:
+    import branchgraph.chainer as chainer
+
+    for name in ("Variable", "Chain", "functions", "links", "optimizers", "serializers", "trace"):
+        assert hasattr(chainer, name)
+        assert f"`{name}`" in README or f"chainer.{name}" in README
+
+
 def test_files_that_the_docs_name_exist() -> None:
     for page in ("docs/architecture.md", "CONTRIBUTING.md"):
         for name in re.findall(
