@@ -38,7 +38,6 @@ class Tensor:
         self,
         type: TensorType,
         array: np.ndarray | None = None,
-        *,
         call: Call | None = None,
         index: int = 0,
         requires_grad: bool = False,
@@ -150,11 +149,15 @@ class Recorder:
             signature = self._sign(op, types)
         call = Call(op, inputs, signature.number)
         needs = traced and True in [t.requires_grad for t in inputs]
-        outputs = tuple(
-            [Tensor(t, call=call, index=i, requires_grad=needs)
-             for i, t in enumerate(signature.types)]
-        )  # fmt: skip
-        call.outputs = tuple([weakref.ref(t) for t in outputs])
+        outputs: tuple[Tensor, ...]
+        if len(signature.types) == 1:  # the common case, without building lists
+            output = Tensor(signature.types[0], None, call, 0, needs)
+            outputs, call.outputs = (output,), (weakref.ref(output),)
+        else:
+            outputs = tuple(
+                [Tensor(t, None, call, i, needs) for i, t in enumerate(signature.types)]
+            )
+            call.outputs = tuple([weakref.ref(t) for t in outputs])
         self.pending.append(call)
         if not flag("lazy") or len(self.pending) >= MOST_PENDING:
             self.flush()
@@ -208,6 +211,7 @@ class Recorder:
         for number, type in program.leaves:
             values[number] = graph.input(f"v{number}", type.shape, type.dtype)
         for op, inputs, outputs in program.steps:
+            assert op is not None
             results = graph.apply(op, *(values[n] for n in inputs))
             values.update(zip(outputs, results))
         for position, number in enumerate((*wanted, *program.assigned)):
@@ -216,54 +220,60 @@ class Recorder:
 
 
 class _Pending:
-    """A pending program in numbers: leaves, steps, and which tensors are still weakly known."""
+    """A pending program in numbers: leaves, steps, and which tensors are still weakly known.
+
+    Built once an iteration for every call, so it is one loop over local names.
+    """
 
     def __init__(self, calls: list[Call], updated: list[Holder]) -> None:
         self.feeds: dict[str, np.ndarray] = {}
         self.leaves: list[tuple[int, TensorType]] = []
-        self.steps: list[tuple[Op, tuple[int, ...], tuple[int, ...]]] = []
+        self.steps: list[tuple[Op | None, tuple[int, ...], tuple[int, ...]]] = []
         self.results: list[tuple[int, weakref.ref[Tensor]]] = []
         self.holders = updated
         self._numbers: dict[int, int] = {}
-        self._calls: list[Call] | None = calls
         self._kept: list[Tensor] = []
-        self._trace: list[tuple[int, ...]] = []
-        for call in calls:
-            self._add(call)
+        self._count = 0
+        self._calls: list[Call] | None = calls
+        trace = self._number_calls(calls)
         self.assigned: list[int] = []
         for holder in updated:
             assert holder.pending is not None
-            self.assigned.append(self._number(holder.pending))
+            number = self._numbers.get(id(holder.pending))
+            self.assigned.append(self._leaf(holder.pending) if number is None else number)
             holder.pending = None
-        self.key = (tuple(self._trace), tuple(self.leaves), tuple(self.assigned))
+        self.key = (tuple(trace), tuple(self.leaves), tuple(self.assigned))
 
-    def _add(self, call: Call) -> None:
-        inputs = tuple([self._number(t) for t in call.inputs])
-        outputs = []
-        for reference in call.outputs:
-            number = len(self._numbers)
-            tensor = reference()
-            if tensor is not None:
-                self._numbers[id(tensor)] = number
-                self._kept.append(tensor)  # ids stay unique while numbers are given
-                self.results.append((number, reference))
-            else:
-                self._numbers[-number - 1] = number
-            outputs.append(number)
-        assert call.op is not None
-        self.steps.append((call.op, inputs, tuple(outputs)))
-        self._trace.append((call.number, *inputs))
+    def _number_calls(self, calls: list[Call]) -> list[int]:
+        """Number every tensor by first use; the flat trace of op and operand numbers."""
+        numbers, kept, trace = self._numbers, self._kept, []
+        for call in calls:
+            inputs = []
+            for tensor in call.inputs:
+                number = numbers.get(id(tensor))
+                inputs.append(self._leaf(tensor) if number is None else number)
+            trace.append(call.number)
+            trace += inputs
+            start = self._count
+            for reference in call.outputs:
+                output = reference()
+                if output is not None:
+                    numbers[id(output)] = self._count
+                    kept.append(output)  # ids stay unique while numbers are given
+                    self.results.append((self._count, reference))
+                self._count += 1
+            self.steps.append((call.op, tuple(inputs), tuple(range(start, self._count))))
+        return trace
 
-    def _number(self, tensor: Tensor) -> int:
-        """The number of a tensor; one that comes from outside the program is a leaf."""
-        number = self._numbers.get(id(tensor))
-        if number is None:
-            number = self._numbers[id(tensor)] = len(self._numbers)
-            self._kept.append(tensor)
-            if tensor.array is None:
-                raise RuntimeError("a pending tensor is read whose call was lost")
-            self.leaves.append((number, tensor.type))
-            self.feeds[f"v{number}"] = tensor.array
+    def _leaf(self, tensor: Tensor) -> int:
+        """The number of a tensor that comes from outside the program."""
+        if tensor.array is None:
+            raise RuntimeError("a pending tensor is read whose call was lost")
+        number = self._numbers[id(tensor)] = self._count
+        self._count += 1
+        self._kept.append(tensor)
+        self.leaves.append((number, tensor.type))
+        self.feeds[f"v{number}"] = tensor.array
         return number
 
     def let_go(self) -> list[tuple[int, Tensor]]:

@@ -27,6 +27,11 @@ class Variable:
 
     __array_priority__ = 200
 
+    # What a recorded value starts with; instances set their own when they differ.
+    _data: np.ndarray | None = None
+    _grad: Tensor | None = None
+    name: str | None = None
+
     def __init__(
         self, data: np.ndarray | None = None, *, name: str | None = None,
         grad: np.ndarray | None = None, requires_grad: bool = True, **removed: Any,
@@ -41,7 +46,7 @@ class Variable:
             raise TypeError(f"data must be a numpy.ndarray, got {type(data).__name__}")
         self._data = data
         self._tensor: Tensor | None = None
-        self._grad: Tensor | None = None
+        self._grad = None
         self.requires_grad = requires_grad
         self.name = name
         if grad is not None:
@@ -51,11 +56,8 @@ class Variable:
     def _of(cls, tensor: Tensor) -> Variable:
         """The variable of a recorded value."""
         made = Variable.__new__(Variable)
-        made._data = None
         made._tensor = tensor
-        made._grad = None
         made.requires_grad = tensor.requires_grad
-        made.name = None
         if tensor.owner is None:
             tensor.owner = weakref.ref(made)
         return made
@@ -70,7 +72,7 @@ class Variable:
         if array is None:
             raise ValueError("a variable without data cannot be used in a computation")
         copied = array.copy()
-        return Tensor(type_of(copied), copied, requires_grad=self.requires_grad, owner=self)
+        return Tensor(type_of(copied), copied, None, 0, self.requires_grad, self)
 
     @property
     def array(self) -> np.ndarray | None:

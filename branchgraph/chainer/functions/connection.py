@@ -82,10 +82,11 @@ _DENSE = Dense()
 
 def _is_matrix(x: Any, W: Any, b: Any) -> bool:
     """Whether x is a matrix and nothing needs a cast: the case that every layer meets."""
-    given = (x, W) if b is None else (x, W, b)
-    if False in [isinstance(v, Variable) for v in given] or x.ndim != 2:
+    if not (isinstance(x, Variable) and isinstance(W, Variable) and x.ndim == 2):
         return False
-    return False not in [v.dtype == x.dtype for v in given]
+    if b is not None and not (isinstance(b, Variable) and b.dtype == x.dtype):
+        return False
+    return W.dtype == x.dtype
 
 
 def _weights(x: Variable, W: Any, b: Any) -> tuple[Variable, ...]:
