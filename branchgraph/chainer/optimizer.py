@@ -11,62 +11,18 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 
 from branchgraph.chainer.recorder import Holder, Tensor, recorder, type_of
 from branchgraph.chainer.serializer import Deserializer
+from branchgraph.chainer.template import replay
 from branchgraph.chainer.variable import Parameter
-from branchgraph.ir.graph import Graph, Value
-from branchgraph.ir.op import Op
+from branchgraph.ir.graph import Value
 from branchgraph.ir.ops.elementwise import cast
 from branchgraph.ir.optimisers import Optimiser
 from branchgraph.ir.types import DType
-
-# -- calculations as templates ---------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Template:
-    """Steps over numbered values, the operands first, and the numbers of the results."""
-
-    steps: tuple[tuple[Op, tuple[int, ...], tuple[int, ...]], ...]
-    results: tuple[int, ...]
-
-
-_TEMPLATES: dict[tuple[Any, ...], _Template] = {}
-
-
-def replay(
-    key: tuple[Any, ...], build: Callable[..., tuple[Value, ...]], *operands: Tensor
-) -> tuple[Tensor, ...]:
-    """Record what `build` emits for values of the operands' types; it is called once per key."""
-    full_key = (key, tuple([t.type for t in operands]))
-    template = _TEMPLATES.get(full_key)
-    if template is None:
-        template = _TEMPLATES[full_key] = _trace(build, operands)
-    values = dict(enumerate(operands))
-    record = recorder()
-    for op, inputs, outputs in template.steps:
-        made = record.call(op, *[values[n] for n in inputs], traced=False)
-        values.update(zip(outputs, made))
-    return tuple([values[n] for n in template.results])
-
-
-def _trace(build: Callable[..., tuple[Value, ...]], operands: tuple[Tensor, ...]) -> _Template:
-    graph = Graph("template")
-    inputs = [graph.input(f"x{i}", t.type.shape, t.type.dtype) for i, t in enumerate(operands)]
-    results = build(*inputs)
-    numbers = {v: i for i, v in enumerate(inputs)}
-    steps = []
-    for node in graph.nodes:
-        for v in node.outputs:
-            numbers[v] = len(numbers)
-        read = tuple(numbers[v] for v in node.inputs)
-        steps.append((node.op, read, tuple(numbers[v] for v in node.outputs)))
-    return _Template(tuple(steps), tuple(numbers[v] for v in results))
 
 
 def fed(number: float, dtype: Any) -> Tensor:

@@ -2,8 +2,8 @@
 
 A `Tensor` is a value that is known or pending; a `Call` is one op applied to tensors. Pending calls
 form a program; `Recorder.flush` looks it up by its structure, compiles it on a miss, and runs it.
-Backward passes and updates are calls too (`gradients` turns the rule of an op into a short template
-that is replayed), so a training iteration is one program, found again in the next iteration.
+Backward passes and updates are calls too (`template.py`), so a training iteration is one program,
+found again in the next iteration.
 
 What a program returns is what somebody still holds: calls hold their inputs strongly and their
 outputs weakly, so after the pending list is let go, the tensors that live are the ones to compute.
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,7 @@ import numpy as np
 
 from branchgraph.chainer.configuration import flag
 from branchgraph.compiler import Executable, compile
-from branchgraph.ir.graph import Graph, Node, Value
+from branchgraph.ir.graph import Graph, Value
 from branchgraph.ir.op import Op
 from branchgraph.ir.types import DType, TensorType
 
@@ -297,88 +297,3 @@ def recorder() -> Recorder:
     if found is None:
         found = _THREAD.recorder = Recorder()
     return found  # type: ignore[no-any-return]
-
-
-# -- gradients of ops as templates -----------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Template:
-    """The rule of an op: steps over numbered values, and the number of each input's cotangent.
-
-    Values 0, 1, ... are the op's inputs, then its outputs, then the cotangents that are given.
-    """
-
-    steps: tuple[tuple[Op, tuple[int, ...], tuple[int, ...]], ...]
-    results: tuple[int | None, ...]
-
-
-_TEMPLATES: dict[tuple[Any, ...], _Template] = {}
-
-
-def gradients(
-    call: Call, cotangents: Sequence[Tensor | None], wanted: tuple[bool, ...], traced: bool
-) -> list[Tensor | None]:
-    """Record the backward rule of a call; one cotangent an input, None where nothing flows."""
-    assert call.op is not None
-    outputs = [reference() for reference in call.outputs]
-    given = tuple(c is not None for c in cotangents)
-    key = (call.op, tuple(t.type for t in call.inputs), given, wanted)
-    template = _TEMPLATES.get(key)
-    if template is None:
-        template = _TEMPLATES[key] = _template(call, given, wanted)
-    record = recorder()
-    if _lost(call, outputs, template):
-        # Nobody held an output that the rule reads, such as a batch statistic: it is computed
-        # again, which common subexpressions undo while the call itself is still pending.
-        outputs = list(record.call(call.op, *call.inputs, traced=traced))
-    values: dict[int, Tensor | None] = dict(
-        enumerate((*call.inputs, *outputs, *(c for c in cotangents if c is not None)))
-    )
-    for op, inputs, results in template.steps:
-        operands = [values[n] for n in inputs]
-        made = record.call(op, *operands, traced=traced)  # type: ignore[arg-type]
-        values.update(zip(results, made))
-    return [None if n is None else values[n] for n in template.results]
-
-
-def _lost(call: Call, outputs: Sequence[Tensor | None], template: _Template) -> bool:
-    """Whether the rule reads an output of the call that is gone."""
-    first = len(call.inputs)
-    gone = {first + i for i, t in enumerate(outputs) if t is None}
-    return bool(gone) and any(n in gone for _, inputs, _ in template.steps for n in inputs)
-
-
-def _template(call: Call, given: tuple[bool, ...], wanted: tuple[bool, ...]) -> _Template:
-    assert call.op is not None
-    graph = Graph("rule")
-    input_types = [t.type for t in call.inputs]
-    output_types = call.op.infer(*input_types)
-
-    def leaves(prefix: str, types: Iterable[TensorType]) -> tuple[Value, ...]:
-        return tuple(graph.input(f"{prefix}{i}", t.shape, t.dtype) for i, t in enumerate(types))
-
-    inputs, outputs = leaves("x", input_types), leaves("y", output_types)
-    cotangents = leaves("dy", (t for t, g in zip(output_types, given) if g))
-    node = Node(graph, call.op, inputs, "", ())
-    node.outputs = outputs
-    pool = iter(cotangents)
-    found = call.op.gradient(node, tuple(next(pool) if g else None for g in given), wanted)
-    roots = [v if w else None for v, w in zip(found, wanted)]
-    for i, value in enumerate(roots):
-        if value is not None:
-            graph.output(f"r{i}", value)
-    from branchgraph.compiler.pipeline import CLEANING
-
-    graph = CLEANING.apply(graph)
-    numbers = {v: i for i, v in enumerate(graph.inputs.values())}
-    steps = []
-    for n in graph.nodes:
-        for v in n.outputs:
-            numbers[v] = len(numbers)
-        operands = tuple(numbers[v] for v in n.inputs)
-        steps.append((n.op, operands, tuple(numbers[v] for v in n.outputs)))
-    results = tuple(
-        None if v is None else numbers[graph.outputs[f"r{i}"]] for i, v in enumerate(roots)
-    )
-    return _Template(tuple(steps), results)

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from branchgraph.chainer.configuration import config, using_config
-from branchgraph.chainer.recorder import Call, Holder, Tensor, gradients, recorder, type_of
+from branchgraph.chainer.recorder import Call, Holder, Tensor, recorder, type_of
+from branchgraph.chainer.template import gradients
 from branchgraph.ir.ops.merge import Sum
 
 
