@@ -1,14 +1,6 @@
-"""Chainer's hooks: what happens to gradients between back-propagation and the update.
+"""Chainer's hooks: the formulas of `branchgraph.ir.hooks`, recorded with their numbers fed.
 
-    WeightDecay           g <- g + rate p
-    Lasso                 g <- g + rate sign(p)
-    GradientClipping      g <- g min(1, threshold / norm), norm over the gradients of all parameters
-    GradientHardClipping  g <- clip(g, lower_bound, upper_bound)
-    GradientLARS          g <- r (g + wd p), r = |p| / (eps + |g| + wd |p|) where |p| > threshold,
-                          else 1 (You, Gitman & Ginsburg, arXiv 1708.03888)
-    GradientNoise         g <- g + N(0, eta / (1 + t)^0.55) (Neelakantan et al., arXiv 1511.06807)
-
-They are recorded, with their numbers fed, so they add nothing to what is compiled but themselves.
+`GradientNoise` draws from NumPy's global generator, as Chainer does; the others draw nothing.
 """
 
 from __future__ import annotations
@@ -20,9 +12,8 @@ import numpy as np
 
 from branchgraph.chainer.optimizer import fed, replay
 from branchgraph.chainer.recorder import Tensor, type_of
+from branchgraph.ir import hooks
 from branchgraph.ir.graph import Value
-from branchgraph.ir.op import make
-from branchgraph.ir.ops.elementwise import cast, compare, where
 from branchgraph.ir.types import DType
 
 
@@ -64,8 +55,7 @@ class WeightDecay(_EachGradient):
 
     @staticmethod
     def changed(p: Value, g: Value, *numbers: Value) -> tuple[Value]:
-        (rate,) = numbers
-        return (g + p * rate,)
+        return (hooks.weight_decay(p, g, *numbers),)
 
 
 class Lasso(_EachGradient):
@@ -81,10 +71,7 @@ class Lasso(_EachGradient):
 
     @staticmethod
     def changed(p: Value, g: Value, *numbers: Value) -> tuple[Value]:
-        (rate,) = numbers
-        zero = p.graph.constant(0.0, p.dtype)
-        not_above = where(compare("less", p, zero), -rate, zero)
-        return (g + where(compare("greater", p, zero), rate, not_above),)
+        return (hooks.lasso(p, g, *numbers),)
 
 
 class GradientHardClipping(_EachGradient):
@@ -101,9 +88,7 @@ class GradientHardClipping(_EachGradient):
 
     @staticmethod
     def changed(p: Value, g: Value, *numbers: Value) -> tuple[Value]:
-        lower, upper = numbers
-        raised = where(compare("less", g, lower), lower, g)
-        return (where(compare("greater", raised, upper), upper, raised),)
+        return (hooks.hard_clipping(p, g, *numbers),)
 
 
 class GradientLARS(_EachGradient):
@@ -123,12 +108,7 @@ class GradientLARS(_EachGradient):
 
     @staticmethod
     def changed(p: Value, g: Value, *numbers: Value) -> tuple[Value]:
-        threshold, decay, eps = numbers
-        norm = _root(_sum_of_squares(p))
-        rate = norm / (_root(_sum_of_squares(g)) + eps + norm * decay)
-        one = p.graph.constant(1.0, p.dtype)
-        rate = where(compare("greater", norm, threshold), rate, one)
-        return ((g + p * decay) * rate,)
+        return (hooks.lars(p, g, *numbers),)
 
 
 class GradientClipping:
@@ -152,11 +132,7 @@ class GradientClipping:
 
 
 def _clipped(threshold: Value, *gradients: Value) -> tuple[Value, ...]:
-    squares = [cast(_sum_of_squares(g), DType.F64) for g in gradients]
-    norm = _root(threshold.graph.emit(make("sum"), *squares))
-    # Dividing by the greater of both makes the factor exactly 1 below the threshold.
-    rate = threshold / where(compare("greater", norm, threshold), norm, threshold)
-    return tuple(g * cast(rate, g.dtype) for g in gradients)
+    return hooks.norm_clipping(threshold, gradients)
 
 
 def exponential_decay_noise(
@@ -188,12 +164,3 @@ class GradientNoise:
         noise = np.asarray(self.noise_func(np, param.shape, param.dtype, self, rule))
         fed_noise = Tensor(type_of(noise), noise)
         (param._grad,) = replay((type(self),), lambda g, n: (g + n,), param._grad, fed_noise)
-
-
-def _sum_of_squares(x: Value) -> Value:
-    axes = tuple(range(len(x.shape)))
-    return x.graph.emit(make("reduce_sum", axes=axes), x * x)
-
-
-def _root(x: Value) -> Value:
-    return x.graph.emit(make("sqrt"), x)

@@ -34,6 +34,7 @@ from typing import ClassVar
 
 from branchgraph.ir.errors import GraphError
 from branchgraph.ir.graph import Graph, Value, scope
+from branchgraph.ir.hooks import GradientNoise, Hook
 from branchgraph.ir.initialisers import Constant, Zeros
 from branchgraph.ir.op import make
 from branchgraph.ir.ops.elementwise import cast, compare, where
@@ -56,6 +57,8 @@ class Optimiser:
 
     learning_rate: float = 0.01
     slots: dict[tuple[State | None, str], State] = field(default_factory=dict, repr=False)
+    #: What is done to gradients before the rule, in order.
+    hooks: tuple[Hook, ...] = ()
     spelling: ClassVar[str] = ""
     #: Names of the slots beside a parameter, and what they start from.
     starts: ClassVar[Mapping[str, float]] = {}
@@ -81,9 +84,14 @@ class Optimiser:
             LEARNING_RATE, (), DType.F64, default=self.learning_rate
         )
         with scope("optimiser"):
-            numbers = self.scalars(rate, self.step(new) if self.counted else 0.0)
+            counts = self.counted or any(isinstance(h, GradientNoise) for h in self.hooks)
+            t = self.step(new) if counts else new.constant(1.0, DType.F64)
+            gradients = dict(new.gradients)
+            for hook in self.hooks:
+                gradients = hook.apply(new, gradients, t)
+            numbers = self.scalars(rate, t if self.counted else 0.0)
             fitted: dict[DType, dict[str, Value]] = {}
-            for state, gradient in new.gradients.items():
+            for state, gradient in gradients.items():
                 if state.dtype not in fitted:
                     fitted[state.dtype] = {
                         k: _fit(new, number, state.dtype) for k, number in numbers.items()
