@@ -277,9 +277,17 @@ class _Pending:
         return number
 
     def let_go(self) -> list[tuple[int, Tensor]]:
-        """Forget the calls; the pending tensors that somebody else holds, with their numbers."""
+        """Forget the calls; the pending tensors that somebody else holds, with their numbers.
+
+        Values outside back-propagation forget where they came from first, the latest before those
+        they were made of: else a parameter's gradient would keep all of the backward pass.
+        """
         self._calls = None
         self._kept.clear()
+        for _, reference in reversed(self.results):
+            tensor = reference()
+            if tensor is not None and not tensor.requires_grad:
+                tensor.call = None
         alive = []
         for number, reference in self.results:
             tensor = reference()

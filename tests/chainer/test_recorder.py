@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+
 import numpy as np
 import pytest
 
@@ -128,6 +130,22 @@ def test_backward_twice_doubles_the_gradients_of_leaves() -> None:
         y.grad = np.ones(3, np.float32)
         y.backward()
     assert x.grad.tolist() == [4.0, 0.0, 4.0]
+
+
+def test_a_gradient_does_not_keep_the_backward_pass_that_made_it() -> None:
+    net = Net()
+    loss = net.loss(X[0], LABELS[0])
+    for p in (net.conv, net.fc):
+        p.cleargrad()
+    loss.backward()
+    assert net.conv._grad is not None
+    made_from = [weakref.ref(t) for t in net.conv._grad.call.inputs if t.call is not None]
+    assert made_from
+    recorder().flush()
+    assert net.conv._grad.call is None
+    kept = [t for t in (r() for r in made_from) if t is not None and not t.requires_grad]
+    assert not kept
+    assert np.abs(net.conv.grad).max() > 0
 
 
 def test_only_leaves_keep_gradients_unless_asked() -> None:
