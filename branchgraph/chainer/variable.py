@@ -89,11 +89,6 @@ class Variable:
 
     data = array
 
-    def _known_type(self) -> Any:
-        if self._tensor is not None:
-            return self._tensor.type
-        return None if self._data is None else type_of(self._data)
-
     @property
     def shape(self) -> tuple[int, ...]:
         if self._tensor is not None:

@@ -80,9 +80,18 @@ class GraphCost:
     parameters: int
     activation_bytes: DimLike
 
-    def per_sample(self) -> GraphCost:
+    def per_sample(self) -> SampleCost:
         """The same for a batch of one."""
-        return GraphCost(_at_one(self.macs), self.parameters, _at_one(self.activation_bytes))
+        return SampleCost(_at_one(self.macs), self.parameters, _at_one(self.activation_bytes))
+
+
+@dataclass(frozen=True)
+class SampleCost:
+    """Cost of a graph for one sample."""
+
+    macs: int
+    parameters: int
+    activation_bytes: int
 
 
 def _at_one(d: DimLike) -> int:

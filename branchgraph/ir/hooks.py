@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from branchgraph.ir.graph import Graph, Value
 from branchgraph.ir.lowering import Lowering
@@ -82,6 +83,9 @@ Gradients = Mapping[State, Value]
 @dataclass(frozen=True)
 class Hook:
     """Base: changes the gradients of a graph; `t` is the number of this update, from 1 (f64[])."""
+
+    #: Whether the hook depends on `t`.
+    counted: ClassVar[bool] = False
 
     def apply(self, graph: Graph, gradients: Gradients, t: Value) -> dict[State, Value]:
         """The new gradients."""
@@ -158,6 +162,7 @@ class GradientNoise(Hook):
     """
 
     eta: float
+    counted = True
 
     def apply(self, graph: Graph, gradients: Gradients, t: Value) -> dict[State, Value]:
         lowering = Lowering(graph, training=True, statistics="none", randomness="counter")

@@ -34,7 +34,7 @@ from typing import ClassVar
 
 from branchgraph.ir.errors import GraphError
 from branchgraph.ir.graph import Graph, Value, scope
-from branchgraph.ir.hooks import GradientNoise, Hook
+from branchgraph.ir.hooks import Hook
 from branchgraph.ir.initialisers import Constant, Zeros
 from branchgraph.ir.op import make
 from branchgraph.ir.ops.elementwise import cast, compare, where
@@ -84,7 +84,7 @@ class Optimiser:
             LEARNING_RATE, (), DType.F64, default=self.learning_rate
         )
         with scope("optimiser"):
-            counts = self.counted or any(isinstance(h, GradientNoise) for h in self.hooks)
+            counts = self.counted or any(hook.counted for hook in self.hooks)
             t = self.step(new) if counts else new.constant(1.0, DType.F64)
             gradients = dict(new.gradients)
             for hook in self.hooks:

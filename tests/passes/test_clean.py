@@ -22,7 +22,7 @@ from branchgraph.ir.state import State
 from branchgraph.ir.text import format_graph
 from branchgraph.ir.types import DType
 from branchgraph.ir.verify import verify
-from branchgraph.passes.base import Pass
+from branchgraph.passes.base import Pass, Pipeline, Result
 from branchgraph.passes.clean import Canonical, CommonSubexpressions, Constants, DeadCode
 from branchgraph.passes.specialise import specialise
 from branchgraph.training import joint_loss
@@ -142,6 +142,21 @@ def test_merges_of_one_operand_and_idle_casts_vanish() -> None:
     canonical = Canonical().apply(graph)
     assert not canonical.nodes
     assert list(canonical.outputs.values()) == [canonical.inputs["x"]] * 2
+
+
+def test_instruments_see_every_step_with_its_report() -> None:
+    seen: list[tuple[str, int, int]] = []
+
+    def watch(step: Pass, before: Graph, result: Result) -> None:
+        seen.append((step.spelling, len(before.nodes), len(result.graph.nodes)))
+        assert result.report.seconds > 0
+
+    graph = specialise(branches_of_every_kind(), training=False)
+    watched = Pipeline((DeadCode(), CommonSubexpressions()), (watch,)).apply(graph)
+    assert [name for name, _, _ in seen] == ["dead_code", "common_subexpressions"]
+    assert seen[0][2] == seen[1][1]
+    plain = Pipeline((DeadCode(), CommonSubexpressions())).apply(graph)
+    assert format_graph(watched) == format_graph(plain)
 
 
 def test_the_pipeline_cleans_a_training_step_and_verifies() -> None:
