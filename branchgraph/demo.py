@@ -22,8 +22,8 @@ from branchgraph.ir.optimisers import Adam
 from branchgraph.nets import network
 from branchgraph.passes.base import Pass
 from branchgraph.show.render import DrawingWarning, render
-from branchgraph.training import Training
-from branchgraph.training.progress import summary, train_with_progress
+from branchgraph.training import Training, train
+from branchgraph.training.progress import progress_bar, summary
 
 
 @dataclass(frozen=True)
@@ -73,9 +73,12 @@ def run(data: str, epochs: int | None, seed: int, output: Path, say: Callable[[s
 
     say(f"training trunk and exits jointly, {epochs} epoch(s) of Adam")
     training = Training.of(result.graph, Adam(), seed=seed)
-    history = train_with_progress(
-        training, dataset.train_images, dataset.train_labels, epochs, setting.batch, seed
-    )
+    x, labels = dataset.train_images, dataset.train_labels
+    with progress_bar(len(x), setting.batch, epochs) as (on_step, on_epoch):
+        history = train(
+            training, x, labels, epochs=epochs, batch=setting.batch, seed=seed, on_step=on_step,
+            on_epoch=on_epoch,
+        )  # fmt: skip
     say(f"  {summary(history)}")
     save(output / "network.bg", result.graph, training.store)
 

@@ -24,6 +24,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "training": {"ir", "passes", "compiler", "data"},
     "analysis": {"ir", "passes", "compiler"},
     "chainer": {"ir", "passes", "compiler"},
+    "mx": {"ir", "passes", "compiler"},
     "show": {"ir"},
     "demo": {"ir", "passes", "compiler", "nets", "data", "training", "analysis", "show"},
     "cli": {"ir", "passes", "compiler", "nets", "data", "training", "analysis", "show", "demo"},

@@ -24,11 +24,18 @@ def run(*arguments: str) -> Result:
     return result
 
 
-@pytest.mark.parametrize("command", ["demo", "train", "sweep", "show", "nets", "passes"])
-def test_every_command_has_help(command: str) -> None:
+@pytest.mark.parametrize("command", list(main.commands))
+def test_every_command_has_help_with_examples(command: str) -> None:
     result = run(command, "--help")
     assert result.exit_code == 0
     assert "Usage" in result.output
+    assert f"branchgraph {command}" in result.output.split("Options:")[0].partition("\n")[2]
+
+
+def test_the_commands_are_those_of_the_design() -> None:
+    assert set(main.commands) == {
+        "show", "train", "eval", "sweep", "nets", "passes", "info", "data", "demo",
+    }  # fmt: skip
 
 
 def test_nets_lists_options_parameters_and_macs() -> None:
@@ -93,6 +100,59 @@ def test_train_then_sweep_then_show_the_file(tmp_path: Path) -> None:
     assert "branch exit1" in run("show", str(file)).output
 
 
+def test_train_writes_logs_and_curves_and_goes_on(tmp_path: Path) -> None:
+    file, csv, lines = (tmp_path / name for name in ("net.bg", "log.csv", "log.jsonl"))
+    plot = tmp_path / "curves.png"
+    trained = run(
+        "train", DIGITS, "--pass", "insert_exits:after=conv1", "--epochs", "2", "--batch", "256",
+        "--optimiser", "momentum_sgd:momentum=0.5", "--learning-rate", "0.05", "--weight-decay",
+        "1e-4", "--weight", "exit1=0.3", "--validate", "--log", str(csv), "--log", str(lines),
+        "--plot", str(plot), "-o", str(file),
+    )  # fmt: skip
+    assert trained.exit_code == 0, trained.output
+    rows = [json.loads(line) for line in lines.read_text().splitlines()]
+    assert [row["epoch"] for row in rows] == [1, 2]
+    assert rows[0]["loss"] == pytest.approx(
+        0.3 * rows[0]["exit1.loss"] + rows[0]["exit2.loss"], rel=1e-6
+    )
+    assert len(csv.read_text().splitlines()) == 3
+    assert plot.read_bytes().startswith(b"\x89PNG")
+    resumed = run("train", "--resume", str(file), "--epochs", "3", "--log", str(lines))
+    assert resumed.exit_code == 0, resumed.output
+    assert "epoch 3:" in resumed.output
+    assert len(lines.read_text().splitlines()) == 3
+
+
+def test_eval_measures_every_exit_and_early_exits(tmp_path: Path) -> None:
+    file = tmp_path / "net.bg"
+    run(
+        "train", DIGITS, "--pass", "insert_exits:after=conv1", "--epochs", "2", "--batch", "64",
+        "--validate", "--log", str(tmp_path / "log.jsonl"), "-o", str(file),
+    )  # fmt: skip
+    last = json.loads((tmp_path / "log.jsonl").read_text().splitlines()[-1])
+    found = json.loads(run("eval", str(file), "--threshold", "exit1=10", "--json").output)
+    for name in ("loss", "exit1.loss", "exit2.accuracy"):
+        assert found[name] == pytest.approx(last[f"test.{name}"], rel=1e-6)
+    assert found["early_exits.shares"] == [1.0, 0.0]
+    assert found["early_exits.accuracy"] == pytest.approx(found["exit1.accuracy"])
+    assert found["early_exits.accuracies"][1] is None
+    text = run("eval", str(file), "--train-set", "--batch", "100").output
+    assert "samples: 1,437" in text
+    assert "early_exits.shares: " in text
+
+
+def test_info_tells_of_installations_networks_and_files(tmp_path: Path) -> None:
+    assert "backends: numpy" in run("info").output
+    facts = json.loads(run("info", "b_lenet", "--json").output)
+    assert facts["parameters"] == 74_694
+    assert facts["exits"] == {"exit1": "entropy", "exit2": "the rest"}
+    file = tmp_path / "net.bg"
+    run("train", DIGITS, "--epochs", "1", "-o", str(file))
+    text = run("info", str(file)).output
+    assert "1 of 1 epochs on digits with adam, batch 512, seed 0" in text
+    assert "slot 20" in text
+
+
 def test_the_demo_writes_what_it_says(tmp_path: Path) -> None:
     folder = tmp_path / "demo"
     result = run("demo", "--epochs", "1", "-o", str(folder))
@@ -112,7 +172,7 @@ def test_the_demo_writes_what_it_says(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("show", "nothing"), "unknown network 'nothing'; known: b_lenet, lenet"),
+        (("show", "nothing"), "unknown network 'nothing'; known: alexnet"),
         (("show", "lenet", "--pass", "melt"), "unknown pass 'melt'"),
         (("show", "lenet", "--pass", "insert_exits:after=conv9"), "no node 'conv9'"),
         (("show", "missing.bg"), "missing.bg"),
@@ -122,6 +182,24 @@ def test_the_demo_writes_what_it_says(tmp_path: Path) -> None:
         (("train", "lenet", "--optimiser", "magic", "-o", "x.bg"), "known: sgd"),
         (("train", "lenet", "-o", "x.bg"), "expected shape [N, 1, 28, 28], got [512, 1, 8, 8]"),
         (("train", DIGITS, "-o", "x.txt"), "end in .bg"),
+        (("train", DIGITS), "-o NET.bg"),
+        (("train",), "name a network to train, or a checkpoint"),
+        (("train", DIGITS, "--resume", "x.bg"), "not both"),
+        (("train", "--resume", "x.bg"), "no such file"),
+        (
+            ("train", "--resume", "x.bg", "--batch", "3", "--seed", "1"),
+            "leave them out: batch, seed",
+        ),
+        (("train", DIGITS, "-o", "x.bg", "--log", "x.xml"), "must end in .csv or .jsonl"),
+        (("train", DIGITS, "-o", "x.bg", "--log", "no/x.csv"), "no folder no"),
+        (("train", DIGITS, "-o", "x.bg", "--weight", "exit1"), "expected NAME=NUMBER"),
+        (("train", DIGITS, "-o", "x.bg", "--weight", "exit7=1"), "no input 'exit7.weight'"),
+        (("train", DIGITS, "-o", "x.bg", "--backend", "abacus"), "no backend 'abacus'"),
+        (("train", DIGITS, "-o", "x.bg", "--optimiser", "sgd:speed=1"), "has no option 'speed'"),
+        (("train", DIGITS, "-o", "x.bg", "--learning-rate", "1e30"), "try a lower --learning-rate"),
+        (("eval", "missing.bg"), "missing.bg"),
+        (("info", "missing.bg"), "missing.bg"),
+        (("info", "nothing"), "unknown network 'nothing'"),
         (("sweep", "missing.bg"), "missing.bg"),
         (("sweep", "missing.bg", "--thresholds", "low"), "threshold 'low' is no number"),
         (("demo", "--data", "cats"), "no data set 'cats'"),
@@ -157,6 +235,19 @@ def test_a_full_disk_or_missing_folder_does_not_cost_the_training_run(tmp_path: 
     result = run("train", DIGITS, "--epochs", "1", "-o", str(tmp_path / "no" / "net.bg"))
     assert result.exit_code == 2
     assert "epoch" not in result.output, "refused before training, not after"
+
+
+def test_training_does_not_replace_a_file_unless_told(tmp_path: Path) -> None:
+    file = tmp_path / "net.bg"
+    assert run("train", DIGITS, "--epochs", "1", "-o", str(file)).exit_code == 0
+    before = file.read_bytes()
+    again = run("train", DIGITS, "--epochs", "1", "-o", str(file))
+    assert again.exit_code == 2
+    assert "--overwrite" in again.output
+    assert file.read_bytes() == before
+    done = run("train", "--resume", str(file))
+    assert "train on with --epochs 2" in done.output
+    assert run("train", DIGITS, "--epochs", "1", "-o", str(file), "--overwrite").exit_code == 0
 
 
 def test_show_without_graphviz_draws_text_and_names_the_command(

@@ -1,18 +1,22 @@
 """Figures of measurements: threshold sweeps and training curves.
 
 `plot_sweep` draws what BranchyNet (arXiv 1709.01686) reports of a sweep: accuracy against the
-wall-clock time per sample, and the shares of the exits against the threshold. `plot_training` draws
-the losses and accuracies of all exits over the epochs. Figures are drawn off screen and leave
-matplotlib's global state alone.
+wall-clock time per sample, and the shares of the exits against the threshold. `plot_exits` draws
+accuracy and largest score against the share that leaves first, `plot_scores` the sorted scores of
+each exit, `plot_training` the losses and accuracies of all exits over the epochs. Figures are drawn
+off screen and leave matplotlib's global state alone.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
 
 from branchgraph.ir.atomic import replacing
 from branchgraph.ir.errors import FormatError, GraphError, MissingError
@@ -20,6 +24,7 @@ from branchgraph.ir.errors import FormatError, GraphError, MissingError
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from numpy.typing import ArrayLike
 
 SUFFIXES = (".svg", ".png", ".pdf")
 
@@ -28,7 +33,7 @@ _COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#
 _LINE, _BASELINE, _QUIET = "#0072B2", "#D55E00", "#555555"
 
 #: Where the label of a point may stand: offset in points, horizontal and vertical alignment.
-_PLACES = (
+_OFFSETS = (
     ((4, 3), "left", "bottom"),
     ((4, -3), "left", "top"),
     ((-4, 3), "right", "bottom"),
@@ -58,6 +63,14 @@ class SweepRow(Protocol):
         """Wall-clock time."""
 
 
+class ScoredRow(SweepRow, Protocol):
+    """A row that also knows its leavers' scores."""
+
+    @property
+    def largest_score(self) -> float:
+        """The largest score among samples that left at the first exit."""
+
+
 class Measured(Protocol):
     """What is drawn of a baseline."""
 
@@ -75,22 +88,90 @@ def plot_sweep(
     path: str | os.PathLike[str],
     baseline: Measured | None = None,
     title: str = "",
+    front: Sequence[SweepRow] = (),
+    chosen: SweepRow | None = None,
 ) -> Path:
     """Draw a threshold sweep into `path` (.svg, .png or .pdf) and return it.
 
     On the left accuracy against time per sample, with the baseline as a diamond; on the right the
-    shares of the exits (areas) and the accuracy (line) against the threshold.
+    shares of the exits (areas) and the accuracy (line) against the threshold. With a `front` its
+    points are joined and labelled, the others are dots, and the panel on the right shows the front
+    when there are too many rows for one place each. `chosen` is marked with a star.
     """
     if not rows:
         raise GraphError("there is nothing to plot: the sweep has no rows")
     target = _target(path)
     figure = _figure(10.5, 4.2)
     left, right = figure.subplots(1, 2)
-    _trade_off(left, rows, baseline)
-    _shares(right, rows)
+    _trade_off(left, rows, baseline, front, chosen)
+    _shares(right, front if front and len(rows) > _MOST_TICKS else rows)
     if title:
         figure.suptitle(title)
-    _label_points(figure, left, rows)
+    _label_points(figure, left, front or rows)
+    return _save(figure, target)
+
+
+def plot_exits(rows: Sequence[ScoredRow], path: str | os.PathLike[str], title: str = "") -> Path:
+    """Draw accuracy and the largest score of the leavers against the share leaving at exit 1.
+
+    Rows are joined where each share comes once, as in a sweep of the first exit.
+    """
+    if not rows:
+        raise GraphError("there is nothing to plot: the sweep has no rows")
+    target = _target(path)
+    figure = _figure(6.0, 4.2)
+    axes = figure.subplots()
+    ordered = sorted(rows, key=lambda r: r.exit_shares[0])
+    shares = [100 * r.exit_shares[0] for r in ordered]
+    joined = "-" if len({r.exit_shares[1:] for r in ordered}) == len(set(shares)) else ""
+    axes.plot(shares, [100 * r.accuracy for r in ordered], f"o{joined}", color=_LINE, markersize=4)
+    _decorate(axes, "samples leaving at exit 1 (%)", "accuracy (%), dots")
+    axes.yaxis.label.set_color(_LINE)
+    beside = axes.twinx()
+    scores = [r.largest_score for r in ordered]
+    beside.plot(shares, scores, f"s{joined}", color=_BASELINE, markersize=4)
+    beside.set_ylabel("largest score of the leavers, squares", color=_BASELINE)
+    beside.spines["top"].set_visible(False)
+    if title:
+        figure.suptitle(title)
+    return _save(figure, target)
+
+
+def plot_scores(
+    scores: Sequence[ArrayLike],
+    path: str | os.PathLike[str],
+    thresholds: Sequence[float] = (),
+    title: str = "",
+) -> Path:
+    """Draw the sorted scores of each exit, and dashed its threshold, over the share of samples.
+
+    The axis is logarithmic where the middle nine tenths of the scores span more than two decades;
+    scores below its range, down to 0, are cut off.
+    """
+    if not scores or not all(np.size(s) for s in scores):
+        raise GraphError("there is nothing to plot: there are no scores")
+    target = _target(path)
+    figure = _figure(6.0, 4.2)
+    axes = figure.subplots()
+    ordered = [np.sort(np.asarray(s, dtype=np.float64)) for s in scores]
+    for k, (values, colour) in enumerate(zip(ordered, itertools.cycle(_COLOURS))):
+        places = 100 * (np.arange(len(values)) + 0.5) / len(values)
+        axes.plot(places, values, color=colour, label=f"exit {k + 1}")
+        if k < len(thresholds) and math.isfinite(thresholds[k]):
+            text = f"threshold {thresholds[k]:.4g}"
+            axes.axhline(thresholds[k], color=colour, linestyle="--", linewidth=1, label=text)
+    _decorate(axes, "samples, sorted by score (%)", "score")
+    axes.set_xlim(0, 100)
+    positive = np.concatenate(ordered)
+    positive = positive[positive > 0]
+    if len(positive):
+        low, high = np.quantile(positive, [0.05, 0.95])
+        if high > 100 * low:
+            axes.set_yscale("log")
+            axes.set_ylim(bottom=max(float(low) / 10, 1e-9))
+    axes.legend(fontsize=8, frameon=False)
+    if title:
+        figure.suptitle(title)
     return _save(figure, target)
 
 
@@ -141,17 +222,38 @@ def plot_training(
 # -- sweep -----------------------------------------------------------------------------------------
 
 
-def _trade_off(axes: Axes, rows: Sequence[SweepRow], baseline: Measured | None) -> None:
-    ordered = sorted(rows, key=lambda r: (r.seconds_per_sample, r.accuracy))
-    times = [1e3 * r.seconds_per_sample for r in ordered]
-    accuracies = [100 * r.accuracy for r in ordered]
-    axes.plot(times, accuracies, "-o", color=_LINE, markersize=4, label="with early exits")
+def _trade_off(
+    axes: Axes, rows: Sequence[SweepRow], baseline: Measured | None,
+    front: Sequence[SweepRow], chosen: SweepRow | None,
+) -> None:  # fmt: skip
+    if front:
+        for is_measured, label in ((False, "modelled time"), (True, "measured, off the front")):
+            found = [r for r in rows if r not in front and _is_measured(r) == is_measured]
+            if found:
+                face = _QUIET if is_measured else "none"
+                axes.scatter(*_places(found), s=10, facecolors=face, edgecolors=_QUIET,
+                             linewidths=0.6, alpha=0.6, label=label)  # fmt: skip
+    line = sorted(front or rows, key=lambda r: (r.seconds_per_sample, r.accuracy))
+    label = "front" if front else "with early exits"
+    axes.plot(*_places(line), "-o", color=_LINE, markersize=4, label=label)
+    if chosen is not None:
+        axes.plot(*_places([chosen]), "*", color="#E69F00", markeredgecolor="black",
+                  markeredgewidth=0.6, markersize=13, label="chosen")  # fmt: skip
     if baseline is not None:
         x, y = 1e3 * baseline.seconds_per_sample, 100 * baseline.accuracy
         axes.plot([x], [y], "D", color=_BASELINE, markersize=8, label="baseline")
+    if baseline is not None or front or chosen is not None:
         axes.legend(fontsize=8, frameon=False)
     axes.margins(0.1)
     _decorate(axes, "time per sample (ms)", "accuracy (%)")
+
+
+def _places(rows: Sequence[SweepRow]) -> tuple[list[float], list[float]]:
+    return [1e3 * r.seconds_per_sample for r in rows], [100 * r.accuracy for r in rows]
+
+
+def _is_measured(row: SweepRow) -> bool:
+    return bool(getattr(row, "measured", True))
 
 
 def _label_points(figure: Figure, axes: Axes, rows: Sequence[SweepRow]) -> None:
@@ -161,7 +263,7 @@ def _label_points(figure: Figure, axes: Axes, rows: Sequence[SweepRow]) -> None:
     taken: list[Any] = [legend.get_window_extent()] if legend else []
     for row in sorted(rows, key=lambda r: (-r.accuracy, r.seconds_per_sample)):
         point = (1e3 * row.seconds_per_sample, 100 * row.accuracy)
-        for (dx, dy), across, up in _PLACES:
+        for (dx, dy), across, up in _OFFSETS:
             text = axes.annotate(
                 _point(row), point, xytext=(dx, dy), textcoords="offset points", fontsize=6.5,
                 color=_QUIET, ha=across, va=up,

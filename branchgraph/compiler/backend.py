@@ -52,10 +52,15 @@ class Backend(Protocol):
 _MODULES = {"numpy": "branchgraph.backends.numpy"}
 
 
+def backends() -> list[str]:
+    """Names that `backend` knows."""
+    return list(_MODULES)
+
+
 def backend(name: str) -> Backend:
     """The backend `name`, imported on first use."""
     if name not in _MODULES:
-        known = ", ".join(_MODULES)
+        known = ", ".join(backends())
         raise MissingError(f"there is no backend {name!r}; this version has: {known}")
     found: Backend = importlib.import_module(_MODULES[name]).BACKEND
     return found

@@ -44,20 +44,39 @@ class Dataset:
         """Channels, height and width of one image."""
         return tuple(self.train_images.shape[1:])
 
-    def subset(self, train: int | None = None, test: int | None = None) -> Dataset:
-        """The first `train` and `test` examples (all where None): for trials and quick tests."""
+    def subset(
+        self, train: int | None = None, test: int | None = None, classes: int | None = None
+    ) -> Dataset:
+        """The first `classes` classes, and of these the first `train` and `test` examples.
+
+        Everything where None. For trials, quick tests, and networks with fewer outputs.
+        """
+        whole = self if classes is None else self._first_classes(classes)
         for what, wanted, there in (
-            ("train", train, len(self.train_labels)),
-            ("test", test, len(self.test_labels)),
+            ("train", train, len(whole.train_labels)),
+            ("test", test, len(whole.test_labels)),
         ):
             if wanted is not None and not 0 <= wanted <= there:
                 raise FormatError(f"{self.name}: expected {what} in 0..{there}, got {wanted}")
         return replace(
+            whole,
+            train_images=whole.train_images[:train],
+            train_labels=whole.train_labels[:train],
+            test_images=whole.test_images[:test],
+            test_labels=whole.test_labels[:test],
+        )
+
+    def _first_classes(self, classes: int) -> Dataset:
+        if not 1 <= classes <= self.classes:
+            raise FormatError(f"{self.name}: expected classes in 1..{self.classes}, got {classes}")
+        train, test = self.train_labels < classes, self.test_labels < classes
+        return replace(
             self,
-            train_images=self.train_images[:train],
-            train_labels=self.train_labels[:train],
-            test_images=self.test_images[:test],
-            test_labels=self.test_labels[:test],
+            classes=classes,
+            train_images=self.train_images[train],
+            train_labels=self.train_labels[train],
+            test_images=self.test_images[test],
+            test_labels=self.test_labels[test],
         )
 
     def __repr__(self) -> str:

@@ -31,12 +31,16 @@ def load_mnist(folder: str | os.PathLike[str] | None = None) -> Dataset:
     Looks in `folder`, else in `mnist` under the data folder, for the four files with or without
     `.gz`. Raises `MissingError` naming what is not there, `FormatError` for files that are broken.
     """
-    place = data_folder("mnist") if folder is None else Path(folder)
-    found = [_find(place, name) for name in _FILES]
     train_images, train_labels, test_images, test_labels = (
-        _images(path) if "images" in path.name else _labels(path) for path in found
+        _images(path) if "images" in path.name else _labels(path) for path in found(folder)
     )
     return Dataset("mnist", _CLASSES, train_images, train_labels, test_images, test_labels)
+
+
+def found(folder: str | os.PathLike[str] | None = None) -> list[Path]:
+    """The four files that are read, training before test and images before labels."""
+    place = data_folder("mnist") if folder is None else Path(folder)
+    return [_find(place, name) for name in _FILES]
 
 
 def _find(place: Path, name: str) -> Path:
@@ -45,8 +49,8 @@ def _find(place: Path, name: str) -> Path:
             return candidate
     raise MissingError(
         f"MNIST: no {name} or {name}.gz in {place}; expected the files {', '.join(_FILES)}, each "
-        "plain or .gz. Put the files there, or set BRANCHGRAPH_DATA to the folder that holds "
-        "mnist/ with them"
+        "plain or .gz. Run: branchgraph data fetch mnist, or put the files there, or set "
+        "BRANCHGRAPH_DATA to the folder that holds mnist/ with them"
     )
 
 

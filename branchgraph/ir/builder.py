@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from math import prod
 
-from branchgraph.ir.dims import DimLike, product
+from branchgraph.ir.dims import DimLike, as_shape, product
 from branchgraph.ir.errors import GraphError, ShapeError
 from branchgraph.ir.graph import Graph, Scope, Value, here, path
 from branchgraph.ir.initialisers import Initialiser, LeCunNormal, Ones, Zeros
@@ -42,7 +42,7 @@ from branchgraph.ir.types import DType
 Size = int | tuple[int, ...]
 
 
-def _spread(size: Size, axes: int, what: str) -> tuple[int, ...]:
+def spread(size: Size, axes: int, what: str) -> tuple[int, ...]:
     """One number an axis from an int or a tuple."""
     if isinstance(size, int):
         return (size,) * axes
@@ -51,11 +51,11 @@ def _spread(size: Size, axes: int, what: str) -> tuple[int, ...]:
     return tuple(size)
 
 
-def _pads(pad: Size, axes: int) -> tuple[int, ...]:
+def pads(pad: Size, axes: int) -> tuple[int, ...]:
     """Leading, then trailing pads from an int, one an axis, or both ends of each axis."""
     if not isinstance(pad, int) and len(pad) == 2 * axes:
         return tuple(pad)
-    return _spread(pad, axes, "pad") * 2
+    return spread(pad, axes, "pad") * 2
 
 
 def _spatial(x: Value, what: str) -> int:
@@ -95,14 +95,17 @@ def conv(
     pad: Size = 0,
     dilation: Size = 1,
     groups: int = 1,
-    bias: bool = True,
+    bias: bool | Value = True,
+    weight: Value | None = None,
     init: Initialiser | None = None,
     name: str = "",
 ) -> Value:
     """Convolution layer: x [N, C, *size] to [N, filters, *out], cross-correlation.
 
     `pad` is one number, one an axis, or all leading then all trailing pads. The default initialiser
-    is LeCun normal over fan_in = C / groups * prod(kernel); biases start at 0.
+    is LeCun normal over fan_in = C / groups * prod(kernel); biases start at 0. A `weight`
+    [filters, C / groups, *kernel] or `bias` [filters] that is given is used instead of a new state:
+    one that layers share, or an expression over states.
     """
     axes, channels = _spatial(x, "conv"), _channels(x, "conv")
     name = name or x.graph.unused_name("conv")
@@ -110,19 +113,30 @@ def conv(
         raise ShapeError(
             f"conv {name}: {channels} channels and {filters} filters in {groups} groups"
         )
-    size = _spread(kernel, axes, "kernel")
+    size = spread(kernel, axes, "kernel")
     shape = (filters, channels // groups, *size)
     init = init or LeCunNormal(fan_in=prod(shape[1:]))
-    operands = [x, state(x.graph, name, "weight", shape, init, dtype=x.dtype)]
-    if bias:
-        operands.append(state(x.graph, name, "bias", (filters,), Zeros(), dtype=x.dtype))
+    if weight is None:
+        weight = state(x.graph, name, "weight", shape, init, dtype=x.dtype)
+    elif weight.shape != shape:
+        raise ShapeError(f"conv {name}: expected a weight {list(shape)}, got {weight.type}")
+    operands = [x, weight, *_bias(x.graph, name, filters, bias, x.dtype)]
     op = Conv(
-        stride=_spread(stride, axes, "stride"),
-        pad=_pads(pad, axes),
-        dilation=_spread(dilation, axes, "dilation"),
+        stride=spread(stride, axes, "stride"),
+        pad=pads(pad, axes),
+        dilation=spread(dilation, axes, "dilation"),
         groups=groups,
     )
     return x.graph.emit(op, *operands, name=name)
+
+
+def _bias(
+    graph: Graph, layer: str, features: int, bias: bool | Value, dtype: DType
+) -> tuple[Value, ...]:
+    """The bias operand of a layer: given, new, or none."""
+    if isinstance(bias, Value):
+        return (bias,)
+    return (state(graph, layer, "bias", (features,), Zeros(), dtype=dtype),) if bias else ()
 
 
 def flatten(x: Value) -> Value:
@@ -133,31 +147,40 @@ def flatten(x: Value) -> Value:
 
 
 def dense(
-    x: Value, features: int, *, bias: bool = True, init: Initialiser | None = None, name: str = ""
-) -> Value:
-    """Fully connected layer: x [N, ...], flattened, to [N, features]. Initialised like `conv`."""
+    x: Value, features: int, *, bias: bool | Value = True, weight: Value | None = None,
+    init: Initialiser | None = None, name: str = "",
+) -> Value:  # fmt: skip
+    """Fully connected layer: x [N, ...], flattened, to [N, features].
+
+    Initialised like `conv`, and like it takes a `weight` [features, K] or `bias` that is given.
+    """
     flat = flatten(x)
     name = name or x.graph.unused_name("dense")
     fan_in = _channels(flat, "dense")
-    weight_init = init or LeCunNormal(fan_in=fan_in)
-    operands = [
-        flat,
-        state(x.graph, name, "weight", (features, fan_in), weight_init, dtype=x.dtype),
-    ]
-    if bias:
-        operands.append(state(x.graph, name, "bias", (features,), Zeros(), dtype=x.dtype))
+    shape = (features, fan_in)
+    if weight is None:
+        init = init or LeCunNormal(fan_in=fan_in)
+        weight = state(x.graph, name, "weight", shape, init, dtype=x.dtype)
+    elif weight.shape != shape:
+        raise ShapeError(f"dense {name}: expected a weight {list(shape)}, got {weight.type}")
+    operands = (flat, weight, *_bias(x.graph, name, features, bias, x.dtype))
     return x.graph.emit(Dense(), *operands, name=name)
 
 
 def batch_norm(
-    x: Value, *, eps: float = 2e-5, decay: float = 0.9, unbiased: bool = True, name: str = ""
-) -> Value:
-    """Declared batch norm over axis 1; `decay` is the weight of the old running statistics."""
+    x: Value, *, eps: float = 2e-5, decay: float = 0.9, unbiased: bool = True,
+    gamma: Value | None = None, beta: Value | None = None, name: str = "",
+) -> Value:  # fmt: skip
+    """Declared batch norm over axis 1; `decay` is the weight of the old running statistics.
+
+    `gamma` and `beta` [C] may be given, as shared states or expressions; running statistics are
+    the layer's own.
+    """
     name = name or x.graph.unused_name("batch_norm")
     shape, g, dtype = (_channels(x, "batch_norm"),), x.graph, x.dtype
     operands = (
-        state(g, name, "gamma", shape, Ones(), dtype=dtype),
-        state(g, name, "beta", shape, Zeros(), dtype=dtype),
+        state(g, name, "gamma", shape, Ones(), dtype=dtype) if gamma is None else gamma,
+        state(g, name, "beta", shape, Zeros(), dtype=dtype) if beta is None else beta,
         state(g, name, "running_mean", shape, Zeros(), Role.STATISTIC, dtype),
         state(g, name, "running_var", shape, Ones(), Role.STATISTIC, dtype),
     )
@@ -170,20 +193,24 @@ def max_pool(
 ) -> Value:  # fmt: skip
     """Max pooling; the stride defaults to the kernel. `cover_all` keeps overhanging windows."""
     axes = _spatial(x, "max_pool")
-    size = _spread(kernel, axes, "kernel")
-    steps = size if stride is None else _spread(stride, axes, "stride")
-    return x.graph.emit(MaxPool(size, steps, _pads(pad, axes), cover_all), x, name=name)
+    size = spread(kernel, axes, "kernel")
+    steps = size if stride is None else spread(stride, axes, "stride")
+    return x.graph.emit(MaxPool(size, steps, pads(pad, axes), cover_all), x, name=name)
 
 
 def average_pool(
     x: Value, kernel: Size, *, stride: Size | None = None, pad: Size = 0, cover_all: bool = False,
-    count_include_pad: bool = True, name: str = "",
+    divisor: str = "kernel", name: str = "",
 ) -> Value:  # fmt: skip
-    """Average pooling; the stride defaults to the kernel."""
+    """Average pooling; the stride defaults to the kernel.
+
+    A window's sum is divided by the cells of the `kernel`, by those in x and its pads (`padded`),
+    by those in x (`inside`), or by `one`: sum pooling.
+    """
     axes = _spatial(x, "average_pool")
-    size = _spread(kernel, axes, "kernel")
-    steps = size if stride is None else _spread(stride, axes, "stride")
-    op = AveragePool(size, steps, _pads(pad, axes), cover_all, count_include_pad)
+    size = spread(kernel, axes, "kernel")
+    steps = size if stride is None else spread(stride, axes, "stride")
+    op = AveragePool(size, steps, pads(pad, axes), cover_all, divisor)
     return x.graph.emit(op, x, name=name)
 
 
@@ -252,9 +279,13 @@ def unused_stream(graph: Graph) -> int:
     return 1 + max((getattr(n.op, "stream", -1) for n in graph.nodes), default=-1)
 
 
-def noise(like: Value) -> Value:
-    """Declared U[0, 1) in the shape of `like`, from a stream of its own; 1/2 in inference."""
-    op = Noise(stream=unused_stream(like.graph), shape=like.shape, dtype=like.dtype)
+def noise(like: Value, shape: Iterable[DimLike | str] | None = None) -> Value:
+    """Declared U[0, 1) in the shape of `like`, or in `shape`; 1/2 in inference.
+
+    It has the dtype of `like` and a stream of its own.
+    """
+    size = like.shape if shape is None else as_shape(shape)
+    op = Noise(stream=unused_stream(like.graph), shape=size, dtype=like.dtype)
     return like.graph.emit(op)
 
 

@@ -19,6 +19,7 @@ from branchgraph.ir.ops.conv import Conv
 from branchgraph.ir.ops.linear import Dense
 from branchgraph.ir.ops.norm import BatchNorm, BatchNormInference, BatchNormTraining
 from branchgraph.ir.ops.pool import AveragePool, MaxPool
+from branchgraph.ir.ops.sample_conv import SampleConv
 from branchgraph.ir.state import Role
 
 Rule = Callable[[Node], DimLike]
@@ -48,6 +49,7 @@ def _output_elements(node: Node) -> DimLike:
 
 _PARADISE: dict[type, Rule] = {
     Conv: _conv_with_bias,
+    SampleConv: _conv_with_bias,
     Dense: _plain,
     BatchNorm: _twice_input,
     BatchNormTraining: _twice_input,

@@ -7,9 +7,10 @@ A `.bg` file is a safetensors file. Its metadata holds
     needs    the first release that reads this version, "0.1.0"
     graph    the text of the graph (`branchgraph.ir.text`)
 
-and its tensors are the values of the states, each under the label that the text gives the state, so
-states that share a name stay apart. A state without a value in the store has no tensor, and has no
-value after loading either. Nothing in a file is ever executed: there is no pickle in it.
+and notes of whoever wrote it (`training`: where a run stands). Its tensors are the values of the
+states, each under the label that the text gives the state, so states that share a name stay apart.
+A state without a value in the store has no tensor, and has no value after loading either. Nothing
+in a file is ever executed: there is no pickle in it.
 
     save("net.bg", graph, store)
     graph, store = load("net.bg")
@@ -59,6 +60,8 @@ _SPELLING = {
     DType.F32: "F32",
     DType.F64: "F64",
 }
+#: Metadata of the format itself; the rest are notes.
+_OWN = {"format", "version", "needs", "graph"}
 _RELEASE = re.compile(r"[0-9]{1,6}(\.[0-9]{1,6}){0,3}\Z", re.ASCII)
 _LISTED = 5
 
@@ -66,17 +69,22 @@ _LISTED = 5
 # -- writing ---------------------------------------------------------------------------------------
 
 
-def save(path: Path, graph: Graph, store: Store) -> None:
+def save(path: Path, graph: Graph, store: Store, *, notes: Mapping[str, str] | None = None) -> None:
     """Write `graph` and the values that `store` has of its states to `path`, whole or not at all.
 
-    The file is complete on the disk before it takes the place of an old one. Raises `MissingError`
-    when the folder does not exist, and `BranchgraphError` when the file cannot be written or would
-    not be readable again; the old file is untouched then.
+    `notes` are texts that `read_notes` gives back. The file is complete on the disk before it takes
+    the place of an old one. Raises `MissingError` when the folder does not exist, and
+    `BranchgraphError` when the file cannot be written or would not be readable again; the old file
+    is untouched then.
     """
     shown = os.fspath(path)
     labels = Labels(graph).states
     arrays = {label: _checked(s, store, shown) for s, label in labels.items() if s in store}
+    notes = notes or {}
+    if _OWN & notes.keys():
+        raise GraphError(f"a note cannot be called {min(_OWN & notes.keys())}; the format uses it")
     metadata = {
+        **notes,
         "format": FORMAT,
         "version": str(VERSION),
         "needs": NEEDS,
@@ -138,6 +146,13 @@ def load(path: Path, *, allow_nonfinite: bool = False) -> tuple[Graph, Store]:
 def load_graph(path: Path) -> Graph:
     """The graph of the file at `path`; values are neither read nor checked."""
     return _graph(read_header(path), os.fspath(path))
+
+
+def read_notes(path: Path) -> dict[str, str]:
+    """The notes of the file at `path`; neither the graph nor values are read."""
+    header = read_header(path)
+    _check_format(header.metadata, os.fspath(path))
+    return {name: text for name, text in header.metadata.items() if name not in _OWN}
 
 
 def load_values(

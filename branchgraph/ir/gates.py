@@ -20,13 +20,11 @@ from __future__ import annotations
 
 from branchgraph.ir import builder
 from branchgraph.ir.builder import by_mode, noise, straight_through
+from branchgraph.ir.functions import draws
+from branchgraph.ir.functions.elementary import clip, log
 from branchgraph.ir.graph import Value
-from branchgraph.ir.op import make
-from branchgraph.ir.ops.elementwise import cast, compare, where
+from branchgraph.ir.ops.elementwise import cast, compare
 from branchgraph.ir.ops.reduce import TopK
-
-#: Keeps u away from 0, where ln u is not finite: half of the smallest step of a draw.
-_HALF_STEP = 2.0**-25
 
 
 def hard(score: Value, threshold: float = 0.5) -> Value:
@@ -38,7 +36,7 @@ def hard(score: Value, threshold: float = 0.5) -> Value:
 def top_k(score: Value, k: int, axis: int = -1) -> Value:
     """K ones along `axis`: drawn in proportion to the positive scores, or the K largest."""
     op = TopK(k=k, axis=axis % max(len(score.shape), 1))
-    drawn = score.graph.emit(op, _log(score) + _gumbel_noise(score))
+    drawn = score.graph.emit(op, log(score) + draws.gumbel(score))
     return straight_through(by_mode(drawn, score.graph.emit(op, score)), score)
 
 
@@ -56,36 +54,16 @@ def hard_concrete(
     score: Value, *, beta: float = 2.0 / 3.0, gamma: float = -0.1, zeta: float = 1.1
 ) -> Value:
     """A stretched and clipped concrete gate: exactly 0 or 1 with positive probability."""
-    u = _inside(noise(score))
-    drawn = builder.sigmoid((_log(u) - _log(1.0 - u) + score) / beta)
+    u = draws.inside(noise(score))
+    drawn = builder.sigmoid((log(u) - log(1.0 - u) + score) / beta)
     stretched = by_mode(drawn, builder.sigmoid(score)) * (zeta - gamma) + gamma
-    return _clip(stretched)
+    return clip(stretched, 0.0, 1.0)
 
 
 def gumbel(score: Value, temperature: Value, axis: int = -1, *, hard: bool = False) -> Value:
     """A choice along `axis`; `temperature` is a 0-d value, so that it may be annealed."""
     position = axis % max(len(score.shape), 1)
     one_hot = TopK(k=1, axis=position)
-    soft = builder.softmax((score + _gumbel_noise(score)) / temperature, position)
+    soft = builder.softmax((score + draws.gumbel(score)) / temperature, position)
     chosen = straight_through(score.graph.emit(one_hot, soft), soft) if hard else soft
     return by_mode(chosen, score.graph.emit(one_hot, score))
-
-
-def _inside(u: Value) -> Value:
-    """u moved off 0, so that its logarithms are finite (in float32 and float64)."""
-    return u * (1.0 - 2.0 * _HALF_STEP) + _HALF_STEP
-
-
-def _gumbel_noise(like: Value) -> Value:
-    return -_log(-_log(_inside(noise(like))))
-
-
-def _log(x: Value) -> Value:
-    return x.graph.emit(make("log"), x)
-
-
-def _clip(x: Value) -> Value:
-    """x clipped to [0, 1]; no gradient flows where it is clipped."""
-    zero, one = x.graph.constant(0.0, x.dtype), x.graph.constant(1.0, x.dtype)
-    below = where(compare("less", x, one), x, one)
-    return where(compare("greater", below, zero), below, zero)

@@ -19,10 +19,12 @@ element by element, `mean(a, x, w)` is a + w (x - a), and slots start at 0 unles
     SMORMS3               r = 1 / (mem + 1);  g' <- mean(g', g, r);  g2 <- mean(g2, g^2, r)
                           x = g'^2 / (g2 + eps);  p <- p - min(x, lr) g / (sqrt(g2) + eps)
                           mem <- 1 + mem (1 - x), from 1
+    MaskSGD               p <- clip(p / sum p - lr g, 0, 1), sums along rows
 
 A rule reads its numbers as 0-d values of the parameter's dtype. They are computed in float64 and
 cast once: by nodes from the 0-d input `learning_rate`, so that a schedule never recompiles, or from
-plain numbers by a front end that feeds them.
+plain numbers by a front end that feeds them. Gate scores may have a rule of their own (`gates`),
+with the input `gates.learning_rate`.
 """
 
 from __future__ import annotations
@@ -32,13 +34,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from branchgraph.ir.errors import GraphError
+from branchgraph.ir.attributes import field_types
+from branchgraph.ir.errors import FormatError, GraphError
 from branchgraph.ir.graph import Graph, Value, scope
-from branchgraph.ir.hooks import Hook
+from branchgraph.ir.hooks import Gradients, Hook
 from branchgraph.ir.initialisers import Constant, Zeros
+from branchgraph.ir.masks import normalised
 from branchgraph.ir.op import make
-from branchgraph.ir.ops.elementwise import cast, compare, where
+from branchgraph.ir.ops.elementwise import Clip, cast, compare, where
 from branchgraph.ir.rebuild import clone
+from branchgraph.ir.spec import arguments_for, parse_spec
 from branchgraph.ir.state import Role, State
 from branchgraph.ir.types import DType
 
@@ -59,6 +64,8 @@ class Optimiser:
     slots: dict[tuple[State | None, str], State] = field(default_factory=dict, repr=False)
     #: What is done to gradients before the rule, in order.
     hooks: tuple[Hook, ...] = ()
+    #: The rule of gate scores, if another: it has its own hooks, and those above pass gates by.
+    gates: Optimiser | None = None
     spelling: ClassVar[str] = ""
     #: Names of the slots beside a parameter, and what they start from.
     starts: ClassVar[Mapping[str, float]] = {}
@@ -80,29 +87,45 @@ class Optimiser:
         if not graph.gradients:
             raise GraphError("the graph has no gradients; call differentiate(graph) first")
         new = clone(graph)
-        rate = new.inputs.get(LEARNING_RATE) or new.input(
-            LEARNING_RATE, (), DType.F64, default=self.learning_rate
+        gradients = dict(new.gradients)
+        if self.gates is None:
+            self.extend(new, gradients)
+            return new
+        scores = {s: g for s, g in gradients.items() if s.role is Role.GATE}
+        self.extend(new, {s: g for s, g in gradients.items() if s not in scores})
+        self.gates.extend(new, scores, f"gates.{LEARNING_RATE}")
+        return new
+
+    def extend(self, graph: Graph, gradients: Gradients, rate_name: str = LEARNING_RATE) -> None:
+        """Add to `graph` the updates of the states with `gradients`."""
+        if not gradients:
+            return
+        rate = graph.inputs.get(rate_name) or graph.input(
+            rate_name, (), DType.F64, default=self.learning_rate
         )
         with scope("optimiser"):
             counts = self.counted or any(hook.counted for hook in self.hooks)
-            t = self.step(new) if counts else new.constant(1.0, DType.F64)
-            gradients = dict(new.gradients)
+            t = self.step(graph) if counts else graph.constant(1.0, DType.F64)
             for hook in self.hooks:
-                gradients = hook.apply(new, gradients, t)
+                gradients = hook.apply(graph, gradients, t)
             numbers = self.scalars(rate, t if self.counted else 0.0)
             fitted: dict[DType, dict[str, Value]] = {}
             for state, gradient in gradients.items():
                 if state.dtype not in fitted:
                     fitted[state.dtype] = {
-                        k: _fit(new, number, state.dtype) for k, number in numbers.items()
+                        k: _fit(graph, number, state.dtype) for k, number in numbers.items()
                     }
-                states = {name: self.slot(state, name) for name in self.starts}
-                before = {name: new.read(slot) for name, slot in states.items()}
-                moved, after = self.rule(new.read(state), gradient, before, fitted[state.dtype])
-                for name, slot in states.items():
-                    new.update(slot, after[name])
-                new.update(state, moved)
-        return new
+                self._move(state, gradient, fitted[state.dtype])
+
+    def _move(self, state: State, gradient: Value, scalars: Mapping[str, Value]) -> None:
+        """Update one state and its slots."""
+        graph = gradient.graph
+        states = {name: self.slot(state, name) for name in self.starts}
+        before = {name: graph.read(slot) for name, slot in states.items()}
+        moved, after = self.rule(graph.read(state), gradient, before, scalars)
+        for name, slot in states.items():
+            graph.update(slot, after[name])
+        graph.update(state, moved)
 
     def slot(self, state: State, name: str) -> State:
         """The optimiser's own state `name` beside a parameter."""
@@ -405,6 +428,27 @@ class SMORMS3(Optimiser):
         return moved, {"mem": mem * (1.0 - agreement) + 1.0, "g": mean, "g2": square}
 
 
+@dataclass
+class MaskSGD(Optimiser):
+    """Plain descent on rows that choose in proportion: p <- clip(p / sum p - lr g, 0, 1).
+
+    Ahmed & Torresani, arXiv 1709.09582 and 1807.11473 (see `ir.masks`). Rows lie along the last
+    axis. What is stored is not divided by its sum again until it is next read.
+    """
+
+    learning_rate: float = 0.2
+    spelling = "mask_sgd"
+
+    def scalars(self, rate: Number, t: Number) -> dict[str, Number]:
+        return {"rate": rate}
+
+    def rule(
+        self, p: Value, g: Value, slots: Mapping[str, Value], scalars: Mapping[str, Value]
+    ) -> Updated:
+        moved = normalised(p) - g * scalars["rate"]
+        return p.graph.emit(Clip(low=0.0, high=1.0), moved), {}
+
+
 def _fit(graph: Graph, number: Number, dtype: DType) -> Value:
     """A scalar as a value of `dtype`."""
     return cast(number, dtype) if isinstance(number, Value) else graph.constant(number, dtype)
@@ -443,6 +487,22 @@ OPTIMISERS: dict[str, type[Optimiser]] = {
     c.spelling: c
     for c in (
         SGD, MomentumSGD, CorrectedMomentumSGD, NesterovAG, Adam, RMSprop, RMSpropGraves, AdaGrad,
-        AdaDelta, SMORMS3,
+        AdaDelta, SMORMS3, MaskSGD,
     )
 }  # fmt: skip
+
+
+def optimiser(spec: str, hooks: tuple[Hook, ...] = ()) -> Optimiser:
+    """A rule by specification string: `adam`, `momentum_sgd:learning_rate=0.1,gates=mask_sgd`.
+
+    `gates` names the rule of gate scores, with its defaults. Raises `FormatError` for an unknown
+    rule or option, listing what there is.
+    """
+    name, raw = parse_spec(spec)
+    if name not in OPTIMISERS:
+        raise FormatError(f"unknown optimiser {name!r}; known: {', '.join(OPTIMISERS)}")
+    cls = OPTIMISERS[name]
+    options = {k: a for k, a in field_types(cls).items() if k not in ("slots", "hooks")}
+    given = arguments_for(raw, {**options, "gates": str}, f"optimiser {name}")
+    gates = given.pop("gates", None)
+    return cls(**given, hooks=hooks, gates=optimiser(gates) if gates else None)

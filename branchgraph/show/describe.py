@@ -106,7 +106,37 @@ def _pool(node: Node) -> str:
     parts = [f"{'x'.join(map(str, op['kernel']))}/{_per_axis(op['stride'])}"]
     parts += [f"pad {_pad(op['pad'])}"] * any(op["pad"])
     parts += ["cover all"] * op["cover_all"]
-    return ", ".join(parts)
+    parts += [_DIVISORS.get(op.get("divisor", ""), "")]
+    return ", ".join(filter(None, parts))
+
+
+#: What an average pooling divides by, where that is not the size of its kernel.
+_DIVISORS = {
+    "padded": "over the padded part",
+    "inside": "over the part inside",
+    "one": "sum",
+}
+
+
+def _clip(node: Node) -> str:
+    """`0..1`: the bounds, whatever they are called."""
+    bounds = [v for v in node.op.attributes().values() if isinstance(v, (int, float))]
+    return "..".join(map(number, bounds))
+
+
+def _sample_conv(node: Node) -> str:
+    """Kernels that differ from sample to sample: [N, filters, channels, *kernel]."""
+    weight = node.inputs[1].shape
+    return _geometry(node, weight[3:], weight[1]) if len(weight) > 3 else _all(node)
+
+
+def _top_k(node: Node) -> str:
+    op = node.op.attributes()
+    return f"{op['k']} of {node.output.shape[op['axis']]}"
+
+
+def _roi_pool(node: Node) -> str:
+    return "x".join(map(str, node.output.shape[2:]))
 
 
 def _features(node: Node) -> str:
@@ -214,6 +244,13 @@ _DETAILS: dict[str, Callable[[Node], str]] = {
     "exit": _exit,
     "exit_score": _attribute("criterion"),
     "compare": _nothing,
+    "clip": _clip,
+    "sample_conv": _sample_conv,
+    "softmax_output": _nothing,
+    "regression_output": _attribute("kind"),
+    "make_loss": _nothing,
+    "roi_max_pool": _roi_pool,
+    "top_k": _top_k,
 }
 
 _WORDS = {
@@ -225,6 +262,11 @@ _WORDS = {
     "reduce_mean": "mean",
     "reduce_sum": "sum",
     "reduce_max": "maximum",
+    "sample_conv": "conv per sample",
+    "softmax_output": "softmax with loss",
+    "regression_output": "regression with loss",
+    "make_loss": "loss",
+    "roi_max_pool": "RoI max pool",
     "batch_norm_inference": "batch norm",
     "batch_norm_training": "batch norm (batch statistics)",
 }

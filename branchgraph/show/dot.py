@@ -2,8 +2,9 @@
 
 Data flows from top to bottom. A declared branch is a tinted cluster with its name, a plain scope a
 pale one. The steps of a layer (convolution, batch norm, ReLU, pooling) share a box, a row each;
-merges, gates, exits, losses, inputs and outputs have shapes of their own (`show.style`). The same
-graph always gives the same text.
+merges, gates, exits, losses, inputs and outputs have shapes of their own (`show.style`). Equal
+blocks in a row and equal branches are drawn once, in a cluster with a thick line that says how
+often (`show.repeats`). The same graph always gives the same text.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Iterable
 
 import graphviz
 
-from branchgraph.ir.graph import Graph, Location, Node, Value
+from branchgraph.ir.graph import Graph, Location, Node, Value, shared_scope
 from branchgraph.ir.text import Labels, format_node
 from branchgraph.show import describe
 from branchgraph.show.picture import Picture
@@ -21,6 +22,7 @@ from branchgraph.show.style import (
     BRANCH_FILL,
     BRANCH_LINE,
     LOOKS,
+    REPEAT_LINE,
     SCOPE_FILL,
     SCOPE_LINE,
     STEPS,
@@ -43,6 +45,10 @@ _EDGE = {
 #: within a minute.
 MANY = 400
 _LARGE = {"nslimit": "3", "nslimit1": "3", "mclimit": "0.3", "splines": "polyline"}
+#: Ranks across clusters, so that branches of one fork start side by side. With more edges than
+#: `FEW` that takes seconds, and soon minutes.
+FEW = 150
+_SMALL = {"newrank": "true"}
 #: Shapes whose outline leaves room enough: the label needs no margin of its own.
 _ROOMY = frozenset({"diamond", "invtrapezium", "hexagon", "octagon", "doubleoctagon"})
 #: Steps of a layer share a row up to so many characters.
@@ -57,15 +63,17 @@ def to_dot(
     updates: bool = False,
     stack: bool = True,
     legend: bool = True,
+    collapse: bool = True,
 ) -> str:
     """DOT source of `graph`.
 
     `shapes` writes shapes at the edges (unless there are hundreds of boxes); `states` draws states,
     0-d inputs and parameter expressions, which are otherwise folded into labels; `updates` draws
     gradients, updates and what leads to nothing else; `stack` draws the steps of a layer in one
-    box; `legend` explains the kinds of nodes.
+    box; `legend` explains the kinds of nodes; `collapse` draws equal blocks and branches once
+    (never together with `updates`, which read inside them).
     """
-    picture = Picture(graph, states=states, updates=updates)
+    picture = Picture(graph, states=states, updates=updates, collapse=collapse)
     return str(_Drawer(picture, shapes=shapes, stack=stack, legend=legend).run().source)
 
 
@@ -80,14 +88,16 @@ class _Drawer:
         self.legend = legend
         self.stacks = picture.stacks() if stack else [[n] for n in picture.nodes]
         large = len(self.stacks) > MANY
+        few = sum(len(picture.operands(s[0])) for s in self.stacks) <= FEW
         self.shapes = shapes and not large
         self.labels = Labels(picture.graph)
         self.ids: dict[Node | Value, str] = {}
+        self.clusters = 0
         self.dot = graphviz.Digraph(
             graphviz.escape(describe.clean(picture.graph.name)),
             graph_attr={
                 **_GRAPH,
-                **(_LARGE if large else {}),
+                **(_LARGE if large else _SMALL if few else {}),
                 "label": self._title(),
             },
             node_attr=_NODE,
@@ -99,10 +109,7 @@ class _Drawer:
             self.ids.update(dict.fromkeys(stack, f"n{i}"))
         for i, value in enumerate(self.picture.inputs):
             self._leaf(f"i{i}", value)
-        placed: dict[Location, list[list[Node]]] = {loc: [] for loc in self._locations()}
-        for stack in self.stacks:
-            placed[self.picture.location(stack[0])].append(stack)
-        self._cluster(self.dot, (), placed)
+        self._cluster(self.dot, (), self._placed())
         self._outputs()
         self._edges()
         if self.legend:
@@ -119,26 +126,33 @@ class _Drawer:
 
     # -- clusters ------------------------------------------------------------------------------
 
-    def _locations(self) -> list[Location]:
-        """All locations that hold nodes, and those around them, in order of first use."""
-        found: dict[Location, None] = {(): None}
+    def _placed(self) -> dict[Location, list[Location | list[Node]]]:
+        """What stands at each location: inner locations and boxes, in order of first use."""
+        placed: dict[Location, list[Location | list[Node]]] = {(): []}
         for stack in self.stacks:
             scope = self.picture.location(stack[0])
-            found.update((scope[:depth], None) for depth in range(1, len(scope) + 1))
-        return list(found)
+            for depth in range(len(scope)):
+                if scope[: depth + 1] not in placed:
+                    placed[scope[: depth + 1]] = []
+                    placed[scope[:depth]].append(scope[: depth + 1])
+            placed[scope].append(stack)
+        return placed
 
     def _cluster(
-        self, into: graphviz.Digraph, at: Location, placed: dict[Location, list[list[Node]]]
+        self,
+        into: graphviz.Digraph,
+        at: Location,
+        placed: dict[Location, list[Location | list[Node]]],
     ) -> None:
-        for stack in placed[at]:
-            self._box(into, stack)
-        inner = [loc for loc in placed if len(loc) == len(at) + 1 and loc[: len(at)] == at]
-        for location in inner:
-            scope = location[-1]
-            order = list(placed).index(location)
-            with into.subgraph(name=f"cluster_{order}") as cluster:
-                cluster.attr(**(_branch_look() if scope.branch else _scope_look()))
-                cluster.attr(label=f"<<B>{escape(describe.clean(scope.name))}</B>>")
+        for box in (b for b in placed[at] if isinstance(b, list)):
+            self._box(into, box)
+        for location in (b for b in placed[at] if isinstance(b, tuple)):
+            self.clusters += 1
+            with into.subgraph(name=f"cluster_{self.clusters}") as cluster:
+                cluster.attr(**(_branch_look() if location[-1].branch else _scope_look()))
+                if self.picture.repeated(location):
+                    cluster.attr(penwidth="2.2", color=REPEAT_LINE, style="filled,rounded")
+                cluster.attr(label=f"<<B>{escape(self.picture.label(location))}</B>>")
                 self._cluster(cluster, location, placed)
 
     # -- nodes ---------------------------------------------------------------------------------
@@ -220,13 +234,17 @@ class _Drawer:
 
     def _edges(self) -> None:
         for stack in self.stacks:
+            inside = self.picture.location(stack[0])
             for value in self.picture.operands(stack[0]):
-                self._edge(value, self.ids[stack[0]])
+                producer = value.producer
+                before = self.picture.location(producer) if producer else ()
+                self._edge(value, self.ids[stack[0]], _enters(inside, before))
 
-    def _edge(self, value: Value, head: str) -> None:
+    def _edge(self, value: Value, head: str, forks: bool = False) -> None:
+        """An edge; those that enter a branch are kept short and straight."""
         tail = self.ids[value.producer or value]
         label = f" {describe.shape(value.type)} " if self.shapes else ""
-        self.dot.edge(tail, head, _quoted(label))
+        self.dot.edge(tail, head, _quoted(label), **({"weight": "3"} if forks else {}))
 
     # -- legend --------------------------------------------------------------------------------
 
@@ -245,6 +263,11 @@ class _Drawer:
                     row.edge(ids[left], ids[right], style="invis")
         for above, below in zip(kinds[::2], kinds[2::2]):
             self.dot.edge(ids[above], ids[below], style="invis")
+
+
+def _enters(inside: Location, before: Location) -> bool:
+    """Whether data that comes from `before` enters a branch on its way to `inside`."""
+    return any(s.branch for s in inside[len(shared_scope(inside, before)) :])
 
 
 def _table(rows: str) -> str:
@@ -280,12 +303,14 @@ def _attributes(of: Kind) -> dict[str, str]:
 def _branch_look() -> dict[str, str]:
     return {
         "style": "filled,rounded", "fillcolor": BRANCH_FILL, "color": BRANCH_LINE,
-        "fontcolor": "#2F5688", "fontsize": "10", "labeljust": "l", "class": "branch",
+        "fontcolor": "#2F5688", "fontsize": "10", "labeljust": "l", "penwidth": "1",
+        "class": "branch",
     }  # fmt: skip
 
 
 def _scope_look() -> dict[str, str]:
     return {
         "style": "filled,rounded,dashed", "fillcolor": SCOPE_FILL, "color": SCOPE_LINE,
-        "fontcolor": "#6A6A6A", "fontsize": "9", "labeljust": "l", "class": "scope",
+        "fontcolor": "#6A6A6A", "fontsize": "9", "labeljust": "l", "penwidth": "1",
+        "class": "scope",
     }  # fmt: skip

@@ -4,12 +4,15 @@ A picture shows the way of the data. Folded unless asked for:
 
     states               the parameters of a layer become a count in its label
     parameter expressions  nodes that read nothing but parameters and constants count likewise
+    gate expressions     nodes that make gates from scores, without data, become words at the gate
     0-d inputs           thresholds and rates are named in the label of what reads them
     gradients, updates   nodes that lead to no output; the title says how many there are
+    repeats              equal blocks in a row and equal branches, drawn once (`show.repeats`)
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable
 from math import prod
 
@@ -17,10 +20,13 @@ from branchgraph.ir.cost import cost
 from branchgraph.ir.graph import Graph, Location, Node, Value
 from branchgraph.ir.ops.exit import Exit
 from branchgraph.ir.state import Role, State
-from branchgraph.show import describe
+from branchgraph.show import describe, gates
+from branchgraph.show.forms import Forms
+from branchgraph.show.places import Places
+from branchgraph.show.repeats import Repeat, Repeats
 from branchgraph.show.style import STEPS, Kind, kind
 
-#: Leaves that a folded expression may have; gates, keys and step counts make it worth seeing.
+#: Leaves that a parameter expression may have.
 _FOLDED_ROLES = frozenset({Role.PARAMETER, Role.STATISTIC, Role.CONSTANT})
 #: States that labels name one by one, because they steer the network and are few.
 _NAMED_ROLES = frozenset({Role.GATE, Role.SLOT, Role.LOSS_SCALE})
@@ -29,9 +35,11 @@ _PRE = frozenset({Kind.NORMALISATION, Kind.ACTIVATION, Kind.RANDOM})
 
 
 class Picture:
-    """The drawn part of a graph. `nodes` are in topological order."""
+    """The drawn part of a graph. `nodes` are in topological order, without repeated parts."""
 
-    def __init__(self, graph: Graph, *, states: bool = False, updates: bool = False) -> None:
+    def __init__(
+        self, graph: Graph, *, states: bool = False, updates: bool = False, collapse: bool = True
+    ) -> None:
         self.graph = graph
         self.states = states
         self.updates = updates
@@ -40,16 +48,45 @@ class Picture:
         self._forward = set(forward)
         self.undrawn = len(graph.nodes) - len(shown)
         self.folded = frozenset() if states else _expressions(graph, shown)
-        self.nodes = [n for n in shown if n not in self.folded]
-        self._drawn = set(self.nodes)
-        self._parameters = {n: self._states_of(n, Role.PARAMETER) for n in self.nodes}
+        whole = [n for n in shown if n not in self.folded]
+        self._drawn = set(whole)
+        self._roots = set(graph.outputs.values()) | {v for _, _, v in self.commits}
+        self._parameters = {n: self._states_of(n, Role.PARAMETER) for n in whole}
         self._owner: dict[State, Node] = {}
         for node, read in self._parameters.items():
             for state in read:
                 self._owner.setdefault(state, node)
+        self._stacks = self._layers(whole)
+        parts = self._stacks if collapse and not updates else []
+        self._repeated = Repeats(Forms(graph, whole, self.folded), parts, self._roots)
+        self._places = Places(self._repeated.found, self._scope)
+        self.nodes = [n for n in whole if n not in self._repeated.hidden]
+
+    @property
+    def forward(self) -> list[Node]:
+        """All nodes but those that only gradients and updates need, drawn or not."""
+        return [n for n in self.graph.nodes if n in self._forward]
+
+    @property
+    def repeats(self) -> list[Repeat]:
+        """Parts that are drawn once for several."""
+        shown = set(self.nodes)
+        return [r for r in self._repeated.found if not shown.isdisjoint(r.first)]
 
     def location(self, node: Node) -> Location:
-        """Where `node` is drawn. What only gradients and updates need stands outside all scopes.
+        """Where `node` is drawn: its scopes, and clusters around repeated layers."""
+        return self._places(node)
+
+    def label(self, location: Location) -> str:
+        """What is written at a cluster: its name, and how often it repeats."""
+        return self._places.label(location)
+
+    def repeated(self, location: Location) -> bool:
+        """Whether the cluster at `location` stands for several."""
+        return self._places.repeated(location)
+
+    def _scope(self, node: Node) -> Location:
+        """The scopes of `node`. What only gradients and updates need stands outside all of them.
 
         A cluster must hold neighbours: with the way back inside, layouts lose their edges.
         """
@@ -59,6 +96,10 @@ class Picture:
 
     def draws(self, value: Value) -> bool:
         """Whether `value` has a place in the picture, so that edges may start there."""
+        return self._has_place(value) and value.producer not in self._repeated.hidden
+
+    def _has_place(self, value: Value) -> bool:
+        """Whether `value` is drawn where nothing is drawn once for several."""
         if value.producer is not None:
             return value.producer in self._drawn
         return self.states or (value.is_input and value.shape != ())
@@ -74,7 +115,8 @@ class Picture:
     @property
     def outputs(self) -> list[tuple[str, Value]]:
         """Named outputs to draw; an exit stands for the output of its own name."""
-        return [(k, v) for k, v in self.graph.outputs.items() if not _is_exit(k, v)]
+        named = self.graph.outputs.items()
+        return [(k, self.shown(v)) for k, v in named if not _is_exit(k, v)]
 
     @property
     def commits(self) -> list[tuple[str, State, Value]]:
@@ -87,8 +129,17 @@ class Picture:
     # -- labels --------------------------------------------------------------------------------
 
     def operands(self, node: Node) -> list[Value]:
-        """Operands of `node` that are drawn."""
-        return [v for v in node.inputs if self.draws(v)]
+        """Operands of `node` that are drawn, one for equal parts that are drawn once."""
+        found: list[Value] = []
+        for value in node.inputs:
+            shown = self.shown(value)
+            if self.draws(shown) and (shown is value or shown not in found):
+                found.append(shown)
+        return found
+
+    def shown(self, value: Value) -> Value:
+        """`value`, or what stands for it where equal parts are drawn once."""
+        return self._repeated.shown(value)
 
     def parameters(self, node: Node) -> str:
         """`2,410 params`; parameters that an earlier layer owns are `shared`."""
@@ -106,7 +157,9 @@ class Picture:
         return " ".join(filter(None, (describe.subtitle(node), named)))
 
     def _steered_by(self, node: Node) -> str:
-        """`by gate.score`: states that steer a node and are not drawn."""
+        """`2 of 8 by gate.score`: what steers a node and is not drawn."""
+        if kind(node) is Kind.GATE:
+            return gates.words(node.inputs[1], node.scope)
         named = (v.state for v in node.inputs if v.state and v.state.role in _NAMED_ROLES)
         names = (describe.relative(s.name, node.scope) for s in dict.fromkeys(named))
         listed = "" if self.states else ", ".join(names)
@@ -130,7 +183,7 @@ class Picture:
             default = "" if value.default is None else f" ({describe.number(value.default)})"
             return describe.clean(value.name) + default
         filled = describe.constant(value)
-        return "…" if filled is None else describe.number(filled)
+        return gates.steering(value) or "…" if filled is None else describe.number(filled)
 
     def totals(self) -> list[str]:
         """Parameters and MACs of the whole graph, and what is not drawn."""
@@ -154,27 +207,31 @@ class Picture:
     def _states_of(self, node: Node, role: Role) -> list[State]:
         """States of `role` that `node` reads, through folded expressions too."""
         found: dict[State, None] = {}
-        pending = list(node.inputs)
+        pending = deque(node.inputs)
+        seen = set(pending)
         while pending:
-            value = pending.pop(0)
+            value = pending.popleft()
             if value.state and value.state.role is role:
                 found[value.state] = None
             if value.producer in self.folded:
-                pending += value.producer.inputs
+                pending += (v for v in value.producer.inputs if v not in seen)
+                seen.update(value.producer.inputs)
         return list(found)
 
     # -- stacks --------------------------------------------------------------------------------
 
     def stacks(self) -> list[list[Node]]:
         """The nodes grouped into layers: conv, batch norm, ReLU and pooling in a row are one."""
+        return [s for s in self._stacks if s[0] not in self._repeated.hidden]
+
+    def _layers(self, nodes: list[Node]) -> list[list[Node]]:
         stacks: list[list[Node]] = []
         home: dict[Node, list[Node]] = {}
-        outputs = set(self.graph.outputs.values())
-        for node in self.nodes:
-            operands = self.operands(node)
+        for node in nodes:
+            operands = [v for v in node.inputs if self._has_place(v)]
             before = operands[0].producer if len(operands) == 1 else None
             stack = home[before] if before else []
-            if stack and stack[-1] is before and self._continues(stack, node, outputs):
+            if stack and stack[-1] is before and self._continues(stack, node):
                 stack.append(node)
             else:
                 stack = [node]
@@ -182,11 +239,10 @@ class Picture:
             home[node] = stack
         return stacks
 
-    def _continues(self, stack: list[Node], node: Node, outputs: set[Value]) -> bool:
+    def _continues(self, stack: list[Node], node: Node) -> bool:
         before = stack[-1]
         drawn_users = [n for v in before.outputs for n in v.users if n in self._drawn]
-        roots = outputs | {v for _, _, v in self.commits}
-        alone = drawn_users == [node] and roots.isdisjoint(before.outputs)
+        alone = drawn_users == [node] and self._roots.isdisjoint(before.outputs)
         if not alone or before.scope != node.scope:
             return False
         same_way = (before in self._forward) == (node in self._forward)
@@ -233,7 +289,7 @@ def ancestors(values: Iterable[Value]) -> set[Node]:
 
 
 def _expressions(graph: Graph, shown: list[Node]) -> frozenset[Node]:
-    """Nodes whose leaves are parameters, statistics and constants, and that are no output."""
+    """Nodes that are no outputs, and read parameters, statistics and constants, or make gates."""
     outputs = set(graph.outputs.values())
     found: set[Node] = set()
     for node in shown:
@@ -243,4 +299,4 @@ def _expressions(graph: Graph, shown: list[Node]) -> frozenset[Node]:
         )
         if leaves and kind(node) is not Kind.RANDOM and outputs.isdisjoint(node.outputs):
             found.add(node)
-    return frozenset(found)
+    return frozenset(found | gates.expressions(graph, shown, found))

@@ -102,7 +102,7 @@ def _explain(failures: Mapping[str, Exception]) -> str:
 
 
 def _text(graph: Graph, target: Path, options: dict[str, bool]) -> Drawing:
-    shown = {k: options[k] for k in ("states", "updates") if k in options}
+    shown = {k: options[k] for k in ("states", "updates", "collapse") if k in options}
     write(target, to_text(graph, **shown).encode())
     return Drawing(target, "text")
 

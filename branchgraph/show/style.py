@@ -67,6 +67,8 @@ LOOKS: dict[Kind, Look] = {
 #: Background and outline of clusters: declared branches, and plain scopes.
 BRANCH_FILL, BRANCH_LINE = "#EEF3FA", "#6F8FB8"
 SCOPE_FILL, SCOPE_LINE = "#FAFAFA", "#C4C4C4"
+#: Outline of a cluster that stands for several equal ones.
+REPEAT_LINE = "#3D6AA3"
 
 #: Kinds that may share a box with their neighbours: the steps of one layer.
 STEPS = frozenset(
@@ -85,6 +87,11 @@ _BY_OPCODE = {
     "exit": Kind.EXIT,
     "exit_score": Kind.ROWS,
     "cross_entropy": Kind.LOSS,
+    "softmax_output": Kind.LOSS,
+    "regression_output": Kind.LOSS,
+    "make_loss": Kind.LOSS,
+    "sample_conv": Kind.TRAINABLE,
+    "roi_max_pool": Kind.POOLING,
 }
 _BY_FAMILY = {
     "activation": Kind.ACTIVATION,

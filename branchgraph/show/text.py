@@ -8,8 +8,9 @@
        ┗
     %9 ▽ max pool 2x2/2, cover all ← conv1     N×5×15×15
 
-A line reads the line above it unless it names what it reads after `←`. The numbers are those of the
-machine form (`ir.text.format_graph`), of which this is the short version for people.
+A line reads the line above it unless it names what it reads after `←`. Equal blocks in a row and
+equal branches are drawn once: `╭ block2 … block9 ×8`. The numbers are those of the machine
+form (`ir.text.format_graph`), of which this is the short version for people.
 """
 
 from __future__ import annotations
@@ -28,12 +29,19 @@ from branchgraph.show.style import LOOKS, Kind, kind
 _NARROWEST = 48
 
 
-def to_text(graph: Graph, width: int = 100, *, states: bool = False, updates: bool = False) -> str:
+def to_text(
+    graph: Graph,
+    width: int = 100,
+    *,
+    states: bool = False,
+    updates: bool = False,
+    collapse: bool = True,
+) -> str:
     """A drawing of `graph` in lines of at most `width` columns, ending in a newline.
 
-    `states` and `updates` draw what `to_dot` draws under these names.
+    `states`, `updates` and `collapse` do what they do in `to_dot`.
     """
-    picture = Picture(graph, states=states, updates=updates)
+    picture = Picture(graph, states=states, updates=updates, collapse=collapse)
     return "\n".join([*_Writer(picture, max(width, _NARROWEST)).lines(), ""])
 
 
@@ -87,20 +95,22 @@ class _Writer:
     def _layers(self) -> Iterator[str]:
         inside: Location = ()
         for node in self.picture.nodes:
-            shared = _common(inside, node.scope)
+            place = self.picture.location(node)
+            shared = _common(inside, place)
             yield from self._close(inside, shared)
-            yield from self._open(node.scope, shared)
-            inside = node.scope
+            yield from self._open(place, shared)
+            inside = place
             yield self._layer(node)
             self.last = node
         yield from self._close(inside, 0)
 
     def _open(self, scope: Location, depth: int) -> Iterator[str]:
         for at in range(depth, len(scope)):
-            word = "branch" if scope[at].branch else "scope"
+            place = scope[: at + 1]
+            word = "branch " if scope[at].branch else "scope "
+            word = "" if self.picture.repeated(place) else word
             corner = "┏" if scope[at].branch else "╭"
-            name = describe.clean(scope[at].name)
-            yield self._line("", _bars(scope[:at]), f"{corner} {word} {name}")
+            yield self._line("", _bars(scope[:at]), f"{corner} {word}{self.picture.label(place)}")
 
     def _close(self, scope: Location, depth: int) -> Iterator[str]:
         for at in range(len(scope) - 1, depth - 1, -1):
@@ -112,7 +122,8 @@ class _Writer:
         label = f"{LOOKS[kind(node)].symbol} " + " ".join(filter(None, about))
         shapes = describe.shape(node.outputs[0].type)
         count = self.picture.parameters(node)
-        return self._line(self.labels[node.outputs[0]], _bars(node.scope), label, shapes, count)
+        bars = _bars(self.picture.location(node))
+        return self._line(self.labels[node.outputs[0]], bars, label, shapes, count)
 
     def _reads(self, node: Node) -> str:
         """What a node reads, unless that is the line above."""
@@ -170,8 +181,15 @@ def _flow(parts: list[str], separator: str, width: int) -> Iterator[str]:
 
 
 def _cut(text: str, room: int) -> str:
-    if _columns(text) <= room:
+    if len(text) <= room and _columns(text) <= room:
         return text
+    text = text[: _most_characters(text, room)]
     while text and _columns(text) > room - 1:
         text = text[:-1]
     return text + "…"
+
+
+def _most_characters(text: str, room: int) -> int:
+    """How many characters of `text` could fit `room` columns: combining ones take none."""
+    free = sum(unicodedata.combining(c) > 0 for c in text)
+    return room + free

@@ -1,10 +1,16 @@
-"""Training: one compiled step (forward, backward, optimiser) called over shuffled batches."""
+"""Training: one compiled step (forward, backward, optimiser) called over shuffled batches.
+
+A run that goes on from its `Progress` and its states gives bit for bit what it would have given
+without the interruption: the order of samples depends on (seed, epoch), dropout on the key and step
+that are states themselves.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 
@@ -15,24 +21,10 @@ from branchgraph.ir.graph import Graph
 from branchgraph.ir.optimisers import Optimiser
 from branchgraph.ir.state import Store
 from branchgraph.passes.specialise import specialise
+from branchgraph.training.history import History, Progress
 from branchgraph.training.loss import LABELS, joint_loss
 
-
-@dataclass
-class History:
-    """What each epoch gave: unweighted means over batches, and its seconds."""
-
-    epochs: list[dict[str, float]] = field(default_factory=list)
-    seconds: list[float] = field(default_factory=list)
-
-    def series(self, name: str) -> list[float]:
-        """One quantity over the epochs."""
-        return [epoch[name] for epoch in self.epochs]
-
-    @property
-    def names(self) -> list[str]:
-        """Quantities that are recorded."""
-        return list(self.epochs[0]) if self.epochs else []
+Means = dict[str, float]
 
 
 @dataclass
@@ -54,40 +46,35 @@ class Training:
         step = compile(optimiser.attach(training), backend, store=store, seed=seed)
         return Training(step, store, optimiser)
 
-    def epoch(
-        self, x: np.ndarray, labels: np.ndarray, order: Iterable[np.ndarray],
-        on_step: Callable[[dict[str, float]], None] = lambda result: None, **inputs: float,
-    ) -> dict[str, float]:  # fmt: skip
-        """One pass over batches, given as row numbers; means over batches of every output.
-
-        `inputs` are fed besides the data (`learning_rate`, `exit1.weight`, ...).
-        """
-        sums: dict[str, float] = {}
-        count = 0
-        for rows in order:
-            count += 1
-            fed = {**inputs, "x": x[rows], LABELS: labels[rows]}
-            result = {k: float(v) for k, v in self.step.run(fed).items()}
-            on_step(result)
-            for name, value in result.items():
-                sums[name] = sums.get(name, 0.0) + value
-        return {name: total / count for name, total in sums.items()}
-
 
 def train(
     training: Training, x: np.ndarray, labels: np.ndarray, *, epochs: int, batch: int,
     seed: int = 0,
-    on_step: Callable[[dict[str, float]], None] = lambda result: None,
-    on_epoch: Callable[[int, dict[str, float]], None] = lambda epoch, means: None,
+    progress: Progress | None = None,
+    on_step: Callable[[Means], None] = lambda result: None,
+    on_epoch: Callable[[int, Means], None] = lambda epoch, means: None,
+    validate: Callable[[], Mapping[str, float]] = dict,
     **inputs: float,
 ) -> History:  # fmt: skip
-    """Train for some epochs. x: [M, ...], labels: [M]; batches are reshuffled every epoch."""
-    history = History()
-    for epoch in range(epochs):
-        start = time.perf_counter()
+    """Train up to `epochs` epochs in all. x: [M, ...], labels: [M]; every epoch is shuffled anew.
+
+    `progress` is where to start and is kept up to date: when `on_step` or `on_epoch` is called (or
+    raises), it and the store agree, so that both can be saved together. `validate` is asked after
+    each epoch for more quantities to record. `inputs` are fed besides the data (`learning_rate`,
+    `exit1.weight`, ...).
+    """
+    progress = Progress() if progress is None else progress
+    while progress.epoch < epochs:
+        epoch = progress.epoch
         order = batches(len(x), batch, seed=seed, epoch=epoch)
-        means = training.epoch(x, labels, order, on_step, **inputs)
-        history.seconds.append(time.perf_counter() - start)
-        history.epochs.append(means)
+        last = time.perf_counter()
+        for rows in islice(order, progress.step, None):
+            fed = {**inputs, "x": x[rows], LABELS: labels[rows]}
+            result = {k: float(v) for k, v in training.step.run(fed).items()}
+            last, before = time.perf_counter(), last
+            progress.add(result, last - before)
+            on_step(result)
+        means = {**progress.means(), **validate()}
+        progress.close(means)
         on_epoch(epoch, means)
-    return history
+    return progress.history

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
-import numpy as np
+import contextlib
+from collections.abc import Callable, Iterator
+
 from tqdm import tqdm
 
-from branchgraph.training.loop import History, Training, train
+from branchgraph.training.history import History, Progress
+
+OnStep = Callable[[dict[str, float]], None]
+OnEpoch = Callable[[int, dict[str, float]], None]
 
 
-def train_with_progress(
-    training: Training, x: np.ndarray, labels: np.ndarray, epochs: int, batch: int, seed: int
-) -> History:
-    """Train as `train` does, showing steps and the loss of the last epoch."""
-    steps = epochs * -(-len(x) // batch)
-    with tqdm(total=steps, unit="step", disable=None, leave=False) as bar:
+@contextlib.contextmanager
+def progress_bar(
+    count: int, batch: int, epochs: int, start: Progress | None = None
+) -> Iterator[tuple[OnStep, OnEpoch]]:
+    """Callbacks for `train` that show steps, and the loss of the last epoch.
+
+    `count` examples in batches of `batch`, up to `epochs` epochs, from where `start` stands.
+    """
+    a_epoch = -(-count // batch)
+    done = start.epoch * a_epoch + start.step if start else 0
+    with tqdm(total=epochs * a_epoch, initial=done, unit="step", disable=None, leave=False) as bar:
 
         def on_step(result: dict[str, float]) -> None:
             bar.update()
@@ -21,16 +31,7 @@ def train_with_progress(
         def on_epoch(epoch: int, means: dict[str, float]) -> None:
             bar.set_postfix_str(f"epoch {epoch + 1}/{epochs}, loss {means['loss']:.4f}")
 
-        return train(
-            training,
-            x,
-            labels,
-            epochs=epochs,
-            batch=batch,
-            seed=seed,
-            on_step=on_step,
-            on_epoch=on_epoch,
-        )
+        yield on_step, on_epoch
 
 
 def summary(history: History) -> str:

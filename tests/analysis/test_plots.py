@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from branchgraph.analysis.plots import plot_sweep, plot_training
+from branchgraph.analysis.plots import plot_exits, plot_scores, plot_sweep, plot_training
 from branchgraph.ir.errors import FormatError, GraphError, MissingError
 
 pytest.importorskip("matplotlib")
@@ -23,6 +23,8 @@ class Row:
     exit_shares: tuple[float, ...]
     seconds_per_sample: float
     gain: float | None = None
+    measured: bool = True
+    largest_score: float = 0.5
 
 
 #: Six rows of the published sweep of B-LeNet (accuracy, share of exit 1, ms per sample).
@@ -67,6 +69,55 @@ def test_a_sweep_is_drawn(suffix: str, tmp_path: Path) -> None:
 )
 def test_sweeps_of_all_kinds_are_drawn(rows: list[Row], tmp_path: Path) -> None:
     assert plot_sweep(rows, tmp_path / "sweep.svg").stat().st_size > 5000
+
+
+def test_a_front_a_chosen_point_and_modelled_points_are_told_apart(tmp_path: Path) -> None:
+    pairs = [
+        Row((a, b), 0.9 + a / 100, (a / 10, 0.5 - a / 20, 0.5 - a / 20), 1e-3 + a / 1e4,
+            measured=b > 2)
+        for a in range(6) for b in range(6)
+    ]  # fmt: skip
+    front = [p for p in pairs if p.threshold[1] == 5]  # type: ignore[index]
+    svg = plot_sweep(
+        pairs, tmp_path / "sweep.svg", BASELINE, front=front, chosen=front[2]
+    ).read_text()  # fmt: skip
+    for text in ("front", "modelled time", "measured, off the front", "chosen", "baseline", "2, 5"):
+        assert f"<!-- {text} -->" in svg, text
+    assert "<!-- 2, 4 -->" not in svg, "points off the front have no label"
+    svg = plot_sweep(LENET, tmp_path / "sweep.svg", BASELINE).read_text()
+    assert "<!-- with early exits -->" in svg
+    assert "<!-- chosen -->" not in svg
+
+
+def test_accuracy_and_scores_are_drawn_over_the_share_of_exit_1(tmp_path: Path) -> None:
+    svg = plot_exits(LENET, tmp_path / "exits.svg", title="B-LeNet").read_text()
+    for text in ("samples leaving at exit 1 (%)", "largest score of the leavers, squares"):
+        assert f"<!-- {text} -->" in svg
+    repeated = [*LENET, Row((1.0, 2.0), 0.9, (1.0, 0.0), 1e-3)]
+    assert plot_exits(repeated, tmp_path / "exits.png").stat().st_size > 5000
+    with pytest.raises(GraphError, match="no rows"):
+        plot_exits([], tmp_path / "exits.svg")
+
+
+@pytest.mark.parametrize(
+    "scores",
+    [
+        [[0.5, 0.1, 2.0], [0.3, 0.2]],
+        [[10.0**-k for k in range(12)]],
+        [[0.0, 0.0]],
+        [[1.0]],
+    ],
+    ids=["plain", "decades", "zero", "one"],
+)
+def test_sorted_scores_are_drawn_with_their_thresholds(
+    scores: list[list[float]], tmp_path: Path
+) -> None:
+    svg = plot_scores(scores, tmp_path / "scores.svg", (0.25, math.inf)).read_text()
+    assert "<!-- exit 1 -->" in svg
+    assert "<!-- threshold 0.25 -->" in svg
+    assert "<!-- threshold inf -->" not in svg
+    with pytest.raises(GraphError, match="no scores"):
+        plot_scores([[]], tmp_path / "scores.svg")
 
 
 def test_figures_leave_the_global_state_of_matplotlib_alone(tmp_path: Path) -> None:

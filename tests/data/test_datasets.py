@@ -35,11 +35,13 @@ def write_idx(path: Path, array: np.ndarray) -> None:
 def folder(tmp_path: Path) -> Path:
     """A miniature MNIST: three files compressed, one plain."""
     rng = np.random.default_rng(0)
+    folder = tmp_path / "mnist"
+    folder.mkdir()
     for name, shape in FILES.items():
         suffix = "" if name.startswith("t10k-images") else ".gz"
         top = 256 if len(shape) == 3 else 10
-        write_idx(tmp_path / (name + suffix), rng.integers(0, top, shape))
-    return tmp_path
+        write_idx(folder / (name + suffix), rng.integers(0, top, shape))
+    return folder
 
 
 def made(**changes: np.ndarray) -> Dataset:
@@ -56,9 +58,38 @@ def made(**changes: np.ndarray) -> Dataset:
 
 
 def test_known_names_are_listed() -> None:
-    assert data.datasets() == ["digits", "mnist"]
-    with pytest.raises(MissingError, match="no data set 'minst'; there are: digits, mnist"):
+    assert data.datasets() == ["cifar10", "cifar100", "digits", "mnist"]
+    with pytest.raises(MissingError, match="no data set 'minst'; there are: cifar10, cifar100, "):
         data.load("minst")
+
+
+def test_a_name_takes_options(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BRANCHGRAPH_DATA", str(folder.parent))
+    assert len(data.load("mnist:train=5,test=none").train_labels) == 5
+    whole, part = data.load("mnist"), data.load("mnist:classes=5,train=1")
+    rows = np.flatnonzero(whole.train_labels < 5)
+    assert part.classes == 5
+    np.testing.assert_array_equal(part.train_images, whole.train_images[rows[:1]])
+    assert part.test_labels.tolist() == [n for n in whole.test_labels if n < 5]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("train=8", r"mnist: expected train in 0..7, got 8"),
+        ("train=-1", r"mnist: expected train in 0..7, got -1"),
+        ("classes=0", r"mnist: expected classes in 1..10, got 0"),
+        ("classes=11", r"mnist: expected classes in 1..10, got 11"),
+        ("train=few", "mnist:train: expected int, got 'few'"),
+        ("size=3", "mnist has no option 'size'; it has: classes, train, test"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(
+    options: str, message: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BRANCHGRAPH_DATA", str(folder.parent))
+    with pytest.raises(FormatError, match=message):
+        data.load(f"mnist:{options}")
 
 
 # -- MNIST -----------------------------------------------------------------------------------------
@@ -76,7 +107,6 @@ def test_mnist_is_scaled_to_one(folder: Path) -> None:
 def test_mnist_is_found_under_the_data_folder(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder.rename(folder.parent / "mnist")
     monkeypatch.setenv("BRANCHGRAPH_DATA", str(folder.parent))
     assert len(data.load("mnist").test_labels) == 3
 

@@ -31,11 +31,14 @@ from branchgraph.ir.ops import (
     merge,
     mode,
     norm,
+    output,
     pool,
     random,
     reduce,
     reshape,
+    roi,
     rows,
+    sample_conv,
 )
 from branchgraph.ir.types import DType, TensorType
 
@@ -73,6 +76,7 @@ WITHOUT_GRADIENT = frozenset(
         "random_uniform",
         "exit_score",
         "max_pool_index",
+        "roi_max_pool_index",
         "batch_norm_gradient",
         "lrn_gradient",
         "grid_sample_gradient",
@@ -85,7 +89,16 @@ WITHOUT_GRADIENT = frozenset(
 )
 
 #: Ops whose gradient is not their derivative, on purpose.
-ESTIMATORS = frozenset({"straight_through", "scale_gradient", "soft_cross_entropy"})
+ESTIMATORS = frozenset(
+    {
+        "straight_through",
+        "scale_gradient",
+        "soft_cross_entropy",
+        "softmax_output",
+        "regression_output",
+        "make_loss",
+    }
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -245,6 +258,8 @@ def _arithmetic() -> Iterator[Case]:
     yield case(activation.ReluGradient(), "rows", off_zero(3, 4), normal(3, 4))
     for slope in (0.2, 0.01):
         yield case(activation.LeakyRelu(slope), f"slope-{slope}", off_zero(3, 5))
+    for low, high in ((-0.5, 0.6), (-float("inf"), 0.9), (0.1, float("inf"))):
+        yield case(elementwise.Clip(low, high), f"{low}-{high}", off_zero(3, 5))
     for alpha in (1.0, 0.3):
         yield case(activation.Elu(alpha), f"alpha-{alpha}", off_zero(3, 5))
     for softmax in (activation.Softmax, activation.LogSoftmax):
@@ -357,6 +372,20 @@ def _convolutions() -> Iterator[Case]:
         back = conv.ConvTranspose(**g.attributes, size=g.x[2:])
         yield case(back, label, normal(*out), normal(*g.weight))
         by_weight = conv.ConvWeightGradient(**g.attributes, kernel=g.weight[2:])
+        yield case(by_weight, label, normal(*g.x), normal(*out))
+
+
+def _sample_convolutions() -> Iterator[Case]:
+    for label, g in CONVOLUTIONS.items():
+        op, n = sample_conv.SampleConv(**g.attributes), g.x[0]
+        weights = (n, *g.weight)
+        biases = [normal(n, g.weight[0])] if g.bias else []
+        yield case(op, label, normal(*g.x), normal(*weights), *biases)
+        types = (TensorType(g.x, DType.F64), TensorType(weights, DType.F64))
+        out = tuple(int(str(d)) for d in op.infer(*types)[0].shape)
+        back = sample_conv.SampleConvTranspose(**g.attributes, size=g.x[2:])
+        yield case(back, label, normal(*out), normal(*weights))
+        by_weight = sample_conv.SampleConvWeightGradient(**g.attributes, kernel=g.weight[2:])
         yield case(by_weight, label, normal(*g.x), normal(*out))
 
 
@@ -481,17 +510,26 @@ POOLS = {
 }
 
 
+#: Image, x0, y0, x1, y1: the whole image, one pixel, one beyond every edge, one outside.
+REGIONS = np.array(
+    [[0, 0, 0, 9, 8], [1, 4, 3, 4, 3], [1, -2, -3, 12, 11], [0, 20, 1, 25, 2]], np.float64
+)
+
+
 def _pools() -> Iterator[Case]:
     for label, w in POOLS.items():
         yield case(pool.MaxPool(**w.attributes), label, distinct(*w.x))
         yield case(pool.MaxPoolIndex(**w.attributes), label, distinct(*w.x))
-        for counted in (True, False):
-            op = pool.AveragePool(**w.attributes, count_include_pad=counted)
-            name = f"{label}-{'all' if counted else 'inside'}"
+        for divisor in ("kernel", "padded", "inside", "one"):
+            op = pool.AveragePool(**w.attributes, divisor=divisor)
+            name = f"{label}-{divisor}"
             yield case(op, name, normal(*w.x))
             out = tuple(int(str(d)) for d in op.out_size(w.x[2:]))
-            back = pool.AveragePoolGradient(**w.attributes, count_include_pad=counted, size=w.x[2:])
+            back = pool.AveragePoolGradient(**w.attributes, divisor=divisor, size=w.x[2:])
             yield case(back, name, normal(*w.x[:2], *out))
+    for label, (cells, scale) in {"plain": ((2, 3), 1.0), "scaled": ((3, 2), 0.6)}.items():
+        yield case(roi.RoiMaxPool(cells, scale), label, distinct(2, 2, 5, 6), REGIONS)
+        yield case(roi.RoiMaxPoolIndex(cells, scale), label, distinct(2, 2, 5, 6), REGIONS)
     index = np.array([[0, 5, -1], [5, 5, 2]]).reshape(2, 3, 1).repeat(2, axis=2)
     yield case(pool.ScatterPooled((2, 3)), "repeated", normal(2, 3, 2), index)
     yield case(pool.ScatterPooled((7,)), "one-axis", normal(3, 2, 4), integers(-1, 7, 3, 2, 4))
@@ -511,6 +549,30 @@ def _losses() -> Iterator[Case]:
     yield case(
         loss.CrossEntropy(ignore_label=2), "class-ignored", normal(3, 4), np.array([2, 0, 3])
     )
+
+
+def numbers(low: int, high: int, *shape: int) -> Draw:
+    """Whole numbers as floats, the way MXNet has its labels."""
+    return lambda rng: rng.integers(low, high, shape).astype(np.float64)
+
+
+def _outputs() -> Iterator[Case]:
+    softmax = output.SoftmaxOutput
+    yield case(softmax(), "labels", normal(3, 4), numbers(0, 4, 3))
+    yield case(softmax(), "flattened", normal(3, 2, 2), numbers(0, 4, 3))
+    yield case(softmax(2.0, normalization="batch"), "probabilities", normal(3, 4), positive(3, 4))
+    smooth = softmax(smooth_alpha=0.1, normalization="valid", out_grad=True)
+    yield case(smooth, "smooth", normal(3, 4), numbers(-1, 4, 3))
+    ignoring = softmax(0.5, 2.0, use_ignore=True, multi_output=True, normalization="batch")
+    yield case(ignoring, "positions", normal(3, 4, 2, 2), numbers(0, 4, 3, 4))
+    yield case(softmax(preserve_shape=True), "last", normal(3, 2, 4), numbers(0, 4, 3, 2))
+    for kind in ("linear", "logistic", "mae"):
+        yield case(output.RegressionOutput(kind), kind, normal(3, 4), normal(3, 4))
+        column = output.RegressionOutput(kind, 0.5)
+        yield case(column, f"{kind}-column", normal(3, 1), normal(3))
+    yield case(output.MakeLoss(), "rows", normal(3, 4))
+    yield case(output.MakeLoss(2.0, 0.5, "valid"), "valid", normal(3, 4))
+    yield case(output.MakeLoss(3.0, normalization="batch"), "batch", normal(3, 2, 2))
 
 
 def _exits() -> Iterator[Case]:
@@ -537,6 +599,7 @@ def _randomness() -> Iterator[Case]:
     yield case(random.RandomUniform(3), "scalar", key, step)
     yield case(random.Dropout(0.5, stream=0), "half", normal(3, 6))
     yield case(random.Dropout(0.25, stream=3), "quarter", normal(3, 2, 5))
+    yield case(random.Dropout(0.25, 4, axes=(1,), always=True), "shared", normal(3, 2, 5))
     yield case(mode.Noise(0, (3, 4)), "single")
     yield case(mode.Noise(5, (2,), DType.F64), "double")
     yield case(mode.ByMode(), "rows", normal(3, 4), normal(3, 4))
@@ -600,6 +663,7 @@ CASES: tuple[Case, ...] = (
     *_mathematics(),
     *_positions(),
     *_convolutions(),
+    *_sample_convolutions(),
     *_products(),
     *_merges(),
     *_gates(),
@@ -607,6 +671,7 @@ CASES: tuple[Case, ...] = (
     *_norms(),
     *_pools(),
     *_losses(),
+    *_outputs(),
     *_exits(),
     *_randomness(),
     *_deep(),

@@ -62,6 +62,7 @@ SCALAR_FUNCTIONS: dict[str, Callable[..., Any]] = {
     "absolute": lambda op, x: x if x >= 0 else -x,
     "relu": lambda op, x: x if x > 0 else 0.0,
     "relu_gradient": lambda op, y, dy: dy if y > 0 else 0.0,
+    "clip": lambda op, x: sorted((op.low, x, op.high))[1],
     "leaky_relu": lambda op, x: x if x > 0 else op.slope * x,
     "elu": lambda op, x: x if x > 0 else op.alpha * (math.exp(x) - 1.0),
     "sigmoid": lambda op, x: 1.0 / (1.0 + math.exp(-x)),
@@ -346,6 +347,25 @@ def _conv_weight_gradient(op: Any, x: np.ndarray, dy: np.ndarray) -> Outputs:
     return (dw,)
 
 
+def _by_sample(opcode: str, *operands: str) -> None:
+    """`sample_<opcode>`: `opcode` for every sample by itself."""
+
+    def evaluate(op: Any, *inputs: np.ndarray) -> Outputs:
+        results = []
+        for sample in zip(*inputs):
+            alone = (v if name == "kernel" else v[None] for name, v in zip(operands, sample))
+            (y,) = REFERENCES[opcode](op, *alone)
+            results.append(y if opcode == "conv_weight_gradient" else y[0])
+        return (np.stack(results),)
+
+    REFERENCES[f"sample_{opcode}"] = evaluate
+
+
+_by_sample("conv", "x", "kernel", "kernel")
+_by_sample("conv_transpose", "x", "kernel")
+_by_sample("conv_weight_gradient", "x", "x")
+
+
 @reference("matmul")
 def _matmul(op: Any, a: np.ndarray, b: np.ndarray) -> Outputs:
     left, right = ("km" if op.transpose_a else "mk"), ("nk" if op.transpose_b else "kn")
@@ -405,24 +425,34 @@ def _max_pool_index(op: Any, x: np.ndarray) -> Outputs:
     return _pooled(op, x, flat)
 
 
-def _divisor(op: Any, positions: list[Index]) -> int:
-    return math.prod(op.kernel) if op.count_include_pad else max(len(positions), 1)
+def _divisor(op: Any, size: Index, window: Index, positions: list[Index]) -> int:
+    """What the sum of a window is divided by."""
+    n = len(size)
+    first = [w * s - p for w, s, p in zip(window, op.stride, op.pad)]
+    padded = math.prod(
+        sum(-op.pad[a] <= i < size[a] + op.pad[n + a] for i in range(b, b + op.kernel[a]))
+        for a, b in enumerate(first)
+    )
+    by = {"kernel": math.prod(op.kernel), "padded": padded, "inside": len(positions), "one": 1}
+    return max(by[op.divisor], 1)
 
 
 @reference("average_pool")
 def _average_pool(op: Any, x: np.ndarray) -> Outputs:
-    def mean(plane: np.ndarray, positions: list[Index]) -> float:
-        return math.fsum(plane[at] for at in positions) / _divisor(op, positions)
-
-    return _pooled(op, x, mean)
+    (y,) = _pooled(op, x, lambda plane, positions: math.fsum(plane[at] for at in positions))
+    for window, positions in _windows(op, x.shape[2:]).items():
+        y[(..., *window)] /= _divisor(op, x.shape[2:], window, positions)
+    return (y,)
 
 
 @reference("average_pool_gradient")
 def _average_pool_gradient(op: Any, dy: np.ndarray) -> Outputs:
-    dx = np.zeros((*dy.shape[:2], *numbers(op.size)))
-    for window, positions in _windows(op, numbers(op.size)).items():
+    size = numbers(op.size)
+    dx = np.zeros((*dy.shape[:2], *size))
+    for window, positions in _windows(op, size).items():
+        divisor = _divisor(op, size, window, positions)
         for plane, at in itertools.product(np.ndindex(*dy.shape[:2]), positions):
-            dx[plane + at] += dy[plane + window] / _divisor(op, positions)
+            dx[plane + at] += dy[plane + window] / divisor
     return (dx,)
 
 
@@ -442,6 +472,39 @@ def _gather_pooled(op: Any, x: np.ndarray, index: np.ndarray) -> Outputs:
         if index[at] >= 0:
             y[at] = x[at[:2]].flat[index[at]]
     return (y,)
+
+
+def _regions(op: Any, x: np.ndarray, regions: np.ndarray) -> Iterator[tuple[Index, list[Index]]]:
+    """Every cell of every region and plane, and the places of x in it, in row-major order."""
+    for r, (image, x0, y0, x1, y1) in enumerate(regions.tolist()):
+        at = []
+        for low, high, cells, size in zip((y0, x0), (y1, x1), op.cells, x.shape[2:]):
+            u, v = round(low * op.scale), round(high * op.scale)
+            extent = max(v - u + 1, 1)
+            cut = [
+                range(u + i * extent // cells, u + -(-(i + 1) * extent // cells))
+                for i in range(cells)
+            ]
+            at.append([[p for p in c if 0 <= p < size] for c in cut])
+        for i, j, c in np.ndindex(*op.cells, x.shape[1]):
+            yield (r, c, i, j), [(int(image), c, h, w) for h in at[0][i] for w in at[1][j]]
+
+
+@reference("roi_max_pool")
+def _roi_max_pool(op: Any, x: np.ndarray, regions: np.ndarray) -> Outputs:
+    y = np.zeros((len(regions), x.shape[1], *op.cells))
+    for target, places in _regions(op, x, regions):
+        y[target] = max((x[p] for p in places), default=0.0)
+    return (y,)
+
+
+@reference("roi_max_pool_index")
+def _roi_max_pool_index(op: Any, x: np.ndarray, regions: np.ndarray) -> Outputs:
+    index = np.full((len(regions), x.shape[1], *op.cells), -1)
+    for target, places in _regions(op, x, regions):
+        if places:
+            index[target] = np.ravel_multi_index(max(places, key=lambda p: x[p]), x.shape)
+    return (index,)
 
 
 # -- normalisation -------------------------------------------------------------------------------
@@ -609,6 +672,31 @@ def _soft_cross_entropy(op: Any, logits: np.ndarray, targets: np.ndarray) -> Out
         line, weights = (np.moveaxis(v, 1, -1)[at].tolist() for v in (logits, targets))
         loss[at] = -math.fsum(w * math.log(p) for w, p in zip(weights, softmax(line)))
     return (loss,)
+
+
+@reference("softmax_output")
+def _softmax_output(op: Any, x: np.ndarray, labels: np.ndarray) -> Outputs:
+    if op.multi_output:
+        lines = np.moveaxis(x, 1, -1)
+    elif op.preserve_shape:
+        lines = x
+    else:
+        lines = x.reshape(len(x), -1)
+    y = np.zeros(lines.shape)
+    for at in np.ndindex(lines.shape[:-1]):
+        y[at] = softmax(lines[at].tolist())
+    return ((np.moveaxis(y, -1, 1) if op.multi_output else y).reshape(x.shape),)
+
+
+@reference("regression_output")
+def _regression_output(op: Any, x: np.ndarray, labels: np.ndarray) -> Outputs:
+    sigmoid = [1 / (1 + math.exp(-v)) for v in x.flat]
+    return (np.array(sigmoid).reshape(x.shape) if op.kind == "logistic" else x,)
+
+
+@reference("make_loss")
+def _make_loss(op: Any, x: np.ndarray) -> Outputs:
+    return (x,)
 
 
 @reference("embedding")

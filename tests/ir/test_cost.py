@@ -18,7 +18,8 @@ from branchgraph.ir.builder import (
 from branchgraph.ir.cost import branch_macs, cost, node_macs, parameter_count
 from branchgraph.ir.dims import Dim
 from branchgraph.ir.errors import FormatError
-from branchgraph.ir.graph import Graph
+from branchgraph.ir.functions import sample_conv
+from branchgraph.ir.graph import Graph, Value
 from branchgraph.ir.ops.linear import Dense
 from branchgraph.nets import b_lenet, lenet
 from branchgraph.passes.specialise import specialise
@@ -50,6 +51,11 @@ def test_a_parameter_that_is_read_twice_counts_once_and_statistics_not() -> None
     assert parameter_count(graph) == 4 * 4 + 4 + 2 * 4
 
 
+def kernels(x: Value) -> Value:
+    """A 3x3 kernel of 5 filters for every sample."""
+    return x.graph.input("kernels", (x.shape[0], 5, 3, 3, 3))
+
+
 def paradise_layers() -> dict[str, tuple[Graph, int]]:
     """One layer a graph, and its MACs for one image by the ParaDise repository's rules."""
     pixels = 6 * 6
@@ -57,6 +63,7 @@ def paradise_layers() -> dict[str, tuple[Graph, int]]:
         "conv": (lambda x: conv(x, 5, 3, pad=1, bias=False), 9 * 3 * 5 * pixels),
         "conv with bias": (lambda x: conv(x, 5, 3, pad=1), (9 * 3 * 5 + 5) * pixels),
         "grouped conv": (lambda x: conv(x, 6, 3, pad=1, groups=3, bias=False), 9 * 6 * pixels),
+        "kernel a sample": (lambda x: sample_conv(x, kernels(x), pad=1), 9 * 3 * 5 * pixels),
         "dense": (lambda x: dense(x, 7), 3 * pixels * 7),
         "batch norm": (batch_norm, 2 * 3 * pixels),
         "relu": (relu, 3 * pixels),

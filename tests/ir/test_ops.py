@@ -18,7 +18,16 @@ from branchgraph.ir.op import Op
 from branchgraph.ir.ops.activation import Elu, LeakyRelu, LogSoftmax, Relu, ReluGradient, Softmax
 from branchgraph.ir.ops.constant import Full
 from branchgraph.ir.ops.conv import Conv, ConvTranspose, ConvWeightGradient
-from branchgraph.ir.ops.elementwise import Absolute, Add, Cast, Compare, Divide, LogicalAnd, Where
+from branchgraph.ir.ops.elementwise import (
+    Absolute,
+    Add,
+    Cast,
+    Clip,
+    Compare,
+    Divide,
+    LogicalAnd,
+    Where,
+)
 from branchgraph.ir.ops.exit import Exit, ExitScore
 from branchgraph.ir.ops.gate import ScaleGradient, Select, StraightThrough
 from branchgraph.ir.ops.linear import Dense, MatMul
@@ -37,7 +46,9 @@ from branchgraph.ir.ops.pool import (
 from branchgraph.ir.ops.random import Dropout, RandomUniform, philox4x32
 from branchgraph.ir.ops.reduce import ArgMax, BroadcastTo, ReduceMax, ReduceMean, ReduceSum
 from branchgraph.ir.ops.reshape import Embed, Pad, Reshape, Slice, Split, Transpose
+from branchgraph.ir.ops.roi import RoiMaxPool
 from branchgraph.ir.ops.rows import Compact, Scatter
+from branchgraph.ir.ops.sample_conv import SampleConv
 from branchgraph.ir.state import Role, State, Store
 from branchgraph.ir.types import DType, TensorType
 from branchgraph.passes.specialise import specialise
@@ -197,6 +208,41 @@ def test_operands_are_left_alone(case: Case) -> None:
         np.testing.assert_array_equal(x, was)
 
 
+def test_divisors_differ_where_windows_overhang() -> None:
+    ones, expected = np.ones((1, 1, 4)), {"kernel": 1 / 3, "padded": 0.5, "inside": 1, "one": 1}
+    for divisor, last in expected.items():
+        op = AveragePool((3,), (2,), (1, 1), cover_all=True, divisor=divisor)
+        (y,) = op.evaluate(ones)
+        first = {"kernel": 2 / 3, "padded": 2 / 3, "inside": 1, "one": 2}[divisor]
+        middle = 3 if divisor == "one" else 1
+        agree(y, np.array([[[first, middle, last]]]), SAME_FORMULA)
+
+
+def test_clip_passes_nan_and_its_bounds_have_a_gradient() -> None:
+    x = np.array([-np.inf, -1.0, 0.0, 2.0, np.inf, np.nan])
+    op = Clip(-1.0, 2.0)
+    np.testing.assert_array_equal(op.evaluate(x)[0], [-1.0, -1.0, 0.0, 2.0, 2.0, np.nan])
+    (dx,) = pull_back(Case("clip", op, (x,)), [np.ones(6)])
+    np.testing.assert_array_equal(dx, [0, 1, 1, 1, 0, 0])
+
+
+def test_convolution_of_no_samples_is_empty() -> None:
+    op = SampleConv((1,), (0, 0), (1,))
+    (y,) = op.evaluate(np.zeros((0, 2, 5)), np.zeros((0, 3, 2, 3)))
+    assert y.shape == (0, 3, 3)
+
+
+def test_regions_of_images_that_are_not_there_are_refused() -> None:
+    with pytest.raises(ShapeError, match="region 0 lies in image 2, x has 2 images"):
+        RoiMaxPool((2, 2)).evaluate(np.zeros((2, 1, 4, 4)), np.array([[2.0, 0, 0, 1, 1]]))
+
+
+@pytest.mark.parametrize("number", [np.nan, np.inf])
+def test_regions_without_end_are_refused(number: float) -> None:
+    with pytest.raises(ShapeError, match="regions must be finite"):
+        RoiMaxPool((2, 2)).evaluate(np.zeros((2, 1, 4, 4)), np.array([[0, 0, number, 1, 1]]))
+
+
 def test_softmax_family_survives_large_logits() -> None:
     x = np.array([[1e4, 0.0, -1e4]], np.float32)
     np.testing.assert_array_equal(Softmax().evaluate(x)[0], [[1.0, 0.0, 0.0]])
@@ -219,8 +265,8 @@ def test_window_of_padding_only_is_minus_infinity_and_passes_no_gradient() -> No
     np.testing.assert_array_equal(op.evaluate(x)[0], [[[4.0, -np.inf]]])
     (dx,) = pull_back(Case("padding", op, (x,)), [np.array([[[2.0, 7.0]]])])
     np.testing.assert_array_equal(dx, [[[2.0, 0.0]]])
-    for counted in (True, False):
-        average = AveragePool((1,), (3,), (0, 0), cover_all=True, count_include_pad=counted)
+    for divisor in ("kernel", "padded", "inside", "one"):
+        average = AveragePool((1,), (3,), (0, 0), cover_all=True, divisor=divisor)
         np.testing.assert_array_equal(average.evaluate(x)[0], [[[4.0, 0.0]]])
 
 
@@ -397,6 +443,7 @@ ROW_WISE = tuple(c for c in PLAIN if any(c.carries) and is_row_wise(c))
 MIXING = {
     *(c.id for op in (BatchNormTraining, ConvWeightGradient, Compact, Scatter) for c in of(op)),
     *(c.id for c in PLAIN if c.op.opcode in ("batch_norm_gradient", "embedding_gradient")),
+    *(c.id for c in PLAIN if c.op.opcode in ("roi_max_pool", "roi_max_pool_index")),
     "reshape-across-rows",
     "transpose-across-rows",
     "slice-of-rows",
@@ -675,6 +722,11 @@ def test_specialised_gradients_agree_with_central_differences(case: Case, traini
     Declared(case).check_gradients(training)
 
 
+def draws_of(op: Dropout, x: np.ndarray) -> tuple[int, ...]:
+    """The shape of what dropout draws for x: one element along the shared axes."""
+    return tuple(1 if a in op.axes else d for a, d in enumerate(x.shape))
+
+
 @each(of(Dropout))
 def test_dropout_keeps_what_its_stream_draws(case: Case) -> None:
     assert isinstance(case.op, Dropout)
@@ -684,7 +736,7 @@ def test_dropout_keeps_what_its_stream_draws(case: Case) -> None:
     (x,) = case.inputs
     stored = {s.role: declared.store[s] for s in graph.states}
     key, step = stored[Role.KEY], stored[Role.STEP]
-    draw = RandomUniform(case.op.stream, x.shape, DType.F64)
+    draw = RandomUniform(case.op.stream, draws_of(case.op, x), DType.F64)
     (u,) = REFERENCES["random_uniform"](draw, key, step)
     agree(run.outputs["y"], np.where(u >= case.op.ratio, x / (1 - case.op.ratio), 0), SAME_FORMULA)
     assert {s.role: int(v) for s, v in run.updates.items()} == {Role.STEP: int(step) + 1}
@@ -721,17 +773,20 @@ def test_dropout_takes_draws_of_the_host(case: Case) -> None:
     declared = Declared(case)
     graph = specialise(declared.graph, training=True, randomness="host")
     (x,) = case.inputs
-    u = np.where(np.arange(x.size).reshape(x.shape) % 2, case.op.ratio, 0.0)
+    shape = draws_of(case.op, x)
+    u = np.where(np.arange(np.prod(shape)).reshape(shape) % 2, case.op.ratio, 0.0)
     run = declared.run(graph, **{f"random.{case.op.stream}": u})
     expected = np.where(u >= case.op.ratio, x / (1 - case.op.ratio), 0)
     agree(run.outputs["y"], expected, SAME_FORMULA)
 
 
 @each(of(Dropout))
-def test_dropout_is_the_identity_in_inference(case: Case) -> None:
+def test_dropout_is_the_identity_in_inference_unless_it_always_draws(case: Case) -> None:
+    assert isinstance(case.op, Dropout)
     declared = Declared(case)
-    run = declared.run(declared.specialised(training=False))
-    np.testing.assert_array_equal(run.outputs["y"], case.inputs[0])
+    run, trained = (declared.run(declared.specialised(training=mode)) for mode in (False, True))
+    expected = trained.outputs["y"] if case.op.always else case.inputs[0]
+    np.testing.assert_array_equal(run.outputs["y"], expected)
 
 
 @each(of(Exit))
@@ -801,6 +856,7 @@ def f64(*shape: int | str) -> Typed:
     return typed("f64", *shape)
 
 
+SAMPLE_2D = SampleConv((1, 1), (0,) * 4, (1, 1))
 PLAIN_2D = Conv((1, 1), (0,) * 4, (1, 1))
 GROUPED_2D = Conv((1, 1), (0,) * 4, (1, 1), groups=2)
 BACK_2D = ConvTranspose((1, 1), (0,) * 4, (1, 1), size=(4, 4))
@@ -852,6 +908,16 @@ REFUSALS: list[tuple[Op, list[Typed], str]] = [
     ),
     (WEIGHT_2D, [f64(2, 3, 4, 4), f64(3, 3, 2, 2)], "batches differ"),
     (WEIGHT_2D, [f64(2, 3, 4, 4), f64(2, 3, 3, 2)], r"spatial size \(2, 2\), dy has \(3, 2\)"),
+    (SAMPLE_2D, [f64(2, 3, 4, 4), f64(4, 3, 3, 3)], r"5 axes, got f64\[4, 3, 3, 3\]"),
+    (SAMPLE_2D, [f64(2, 3, 4, 4), f64(3, 4, 3, 3, 3)], "batches differ"),
+    (SAMPLE_2D, [f64(2, 3, 4, 4), f64(2, 4, 2, 3, 3)], "x has 3 channels, weight reads 2"),
+    (
+        SAMPLE_2D,
+        [f64(2, 3, 4, 4), f64(2, 4, 3, 3, 3), f64(4)],
+        r"biases must have shape \[2, 4\]",
+    ),
+    (RoiMaxPool((2, 2)), [f64(2, 3, 4), f64(2, 5)], r"x is \[N, C, H, W\]"),
+    (RoiMaxPool((2, 2)), [f64(2, 3, 4, 4), f64(2, 4)], r"regions are \[R, 5\]"),
     (MatMul(), [f64(2, 3), f64(2, 3)], "inner sizes differ: 3 and 2"),
     (MatMul(), [f64(2, 3, 4), f64(3, 4, 5)], "leading axes differ"),
     (MatMul(), [f64(3), f64(3)], "rank >= 2"),
@@ -926,6 +992,11 @@ def test_operands_that_do_not_fit_are_refused(op: Op, types: list[Typed], rule: 
         (lambda: MaxPool((2, 2), (2,), (0,) * 4), "needs 2 strides and 4 pads"),
         (lambda: MaxPool((), (), ()), "at least one spatial axis"),
         (lambda: MaxPool((0,), (1,), (0, 0)), "at least 1"),
+        (lambda: AveragePool((2,), (2,), (0, 0), divisor="all"), "'all' is none of"),
+        (lambda: RoiMaxPool((2,)), "two positive numbers"),
+        (lambda: RoiMaxPool((2, 2), 0.0), "scale must be positive"),
+        (lambda: Clip(1.0, 0.0), "low must not exceed high"),
+        (lambda: Clip(0.0, float("nan")), "low must not exceed high"),
         (lambda: Slice(0, -1, 2), "not negative"),
         (lambda: Embed(0, 0, 2, step=0), "step is at least 1"),
         (lambda: Split(0, (3, -1)), "none negative"),
@@ -935,6 +1006,7 @@ def test_operands_that_do_not_fit_are_refused(op: Op, types: list[Typed], rule: 
         (lambda: BatchNorm(eps=0.0), "eps must be positive"),
         (lambda: LocalResponseNorm(size=0), "size is at least 1"),
         (lambda: Dropout(1.0, 0), r"outside \[0, 1\)"),
+        (lambda: Dropout(0.5, 0, axes=(1, 0)), "ascending"),
         (lambda: RandomUniform(-1), "random stream -1"),
         (lambda: Exit("e", "luck"), "criterion 'luck' is none of"),
         (lambda: ExitScore("patience"), "patience has no score"),

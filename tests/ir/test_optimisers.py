@@ -24,6 +24,7 @@ from branchgraph.ir.optimisers import (
     AdaGrad,
     Adam,
     CorrectedMomentumSGD,
+    MaskSGD,
     MomentumSGD,
     NesterovAG,
     Optimiser,
@@ -136,11 +137,17 @@ def smorms3(
     return p - g * np.minimum(x, o.learning_rate) / (np.sqrt(s["g2"]) + o.eps)
 
 
+def mask_sgd(
+    o: MaskSGD, t: int, p: np.ndarray, g: np.ndarray, s: dict[str, np.ndarray]
+) -> np.ndarray:
+    return np.clip(p / p.sum() - o.learning_rate * g, 0, 1)
+
+
 #: The rules in plain NumPy; slots are filled in place and start at 0.
 BY_HAND: dict[type[Optimiser], Step] = {
     SGD: sgd, MomentumSGD: momentum, CorrectedMomentumSGD: corrected, NesterovAG: nesterov,
     Adam: adam, RMSprop: rmsprop, RMSpropGraves: graves, AdaGrad: adagrad, AdaDelta: adadelta,
-    SMORMS3: smorms3,
+    SMORMS3: smorms3, MaskSGD: mask_sgd,
 }  # fmt: skip
 
 
@@ -180,6 +187,8 @@ RULES = [
     AdaDelta(learning_rate=0.5, rho=0.5, eps=1e-2),
     SMORMS3(),
     SMORMS3(learning_rate=0.5, eps=1e-2),
+    MaskSGD(),
+    MaskSGD(learning_rate=0.05),
 ]
 
 

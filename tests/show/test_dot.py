@@ -5,6 +5,7 @@ import re
 
 import pygraphviz
 import pytest
+from families import densenet
 from pictured import ODD, named, network, training
 
 from branchgraph.ir.builder import (
@@ -228,6 +229,11 @@ def test_an_unfinished_graph_is_drawn_whole() -> None:
     relu(conv(g.input("x", ("N", 1, 4, 4)), 2, 3))
     assert "trainable activation" in kinds(parse(to_dot(g)))
     assert parse(to_dot(Graph("empty"))).number_of_nodes() == 0
+
+
+def test_only_small_pictures_rank_across_clusters() -> None:
+    assert "newrank" in to_dot(densenet(4))
+    assert "newrank" not in to_dot(densenet(14)), "it takes too long where there are many edges"
 
 
 def test_an_exit_stands_for_its_output() -> None:

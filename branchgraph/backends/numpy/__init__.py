@@ -42,11 +42,12 @@ class NumpyRunner:
         for number, buffer in program.states:
             buffers[buffer] = states[number]
             borrowed.add(id(states[number]))
-        for instruction in program.instructions:
-            start = time.perf_counter() if observer else 0.0
-            _step(instruction, buffers, bindings)
-            if observer:
-                observer(instruction, time.perf_counter() - start)
+        with np.errstate(all="ignore"):  # infinity and NaN are values; who asks finds them
+            for instruction in program.instructions:
+                start = time.perf_counter() if observer else 0.0
+                _step(instruction, buffers, bindings)
+                if observer:
+                    observer(instruction, time.perf_counter() - start)
         owned = _Owner(buffers, borrowed)
         return Results(
             [owned.take(b) for b in program.outputs],

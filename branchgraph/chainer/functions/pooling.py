@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from branchgraph.chainer.functions.compose import expect, floating, scaled, shaped
+from branchgraph.chainer.functions.compose import expect, floating, shaped
 from branchgraph.chainer.functions.record import (
     as_variable,
     check_removed,
@@ -28,6 +28,7 @@ from branchgraph.ir.ops.pool import (
     MaxPoolIndex,
     ScatterPooled,
 )
+from branchgraph.ir.ops.roi import RoiMaxPool
 
 __all__ = [
     "average_pooling_1d",
@@ -39,6 +40,7 @@ __all__ = [
     "max_pooling_3d",
     "max_pooling_nd",
     "resize_images",
+    "roi_pooling_2d",
     "spatial_pyramid_pooling_2d",
     "spatial_transformer_grid",
     "spatial_transformer_sampler",
@@ -137,6 +139,17 @@ def spatial_pyramid_pooling_2d(
     return record(Concat(1), *levels)
 
 
+@function
+def roi_pooling_2d(x: Any, rois: Any, outh: int, outw: int, spatial_scale: float) -> Variable:
+    """The largest elements of outh by outw cells of every region; 0 where a cell is empty.
+
+    x: [N, C, H, W]; rois: [R, 5], each image, x_min, y_min, x_max, y_max before scaling.
+    """
+    x, regions = floating(x), floating(rois, "rois")
+    expect(regions.dtype == x.dtype, f"rois must be {x.dtype}, got {regions.dtype}")
+    return record(RoiMaxPool((int(outh), int(outw)), float(spatial_scale)), x, regions)
+
+
 # -- average -------------------------------------------------------------------------------------
 
 
@@ -147,7 +160,8 @@ def _average_pooling(
         raise ValueError(f"pad_value must be 0 or None, got {pad_value!r}")
     x = floating(x)
     kernel, steps, pads = _window(x, ksize, stride, pad, axes)
-    return record(AveragePool(kernel, steps, pads * 2, False, pad_value is not None), x)
+    divisor = "inside" if pad_value is None else "kernel"
+    return record(AveragePool(kernel, steps, pads * 2, False, divisor), x)
 
 
 @function
@@ -204,8 +218,8 @@ def _unpooling(
     x = floating(x)
     kernel, steps, pads = window = _window(x, ksize, stride, pad, axes)
     size = _unpooled_size(x, window, outsize, cover_all)
-    spread = AveragePoolGradient(kernel, steps, pads * 2, bool(cover_all), True, size)
-    return scaled(record(spread, x), float(np.prod(kernel)))
+    spread = AveragePoolGradient(kernel, steps, pads * 2, bool(cover_all), "one", size)
+    return record(spread, x)
 
 
 @function

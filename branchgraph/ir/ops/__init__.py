@@ -15,9 +15,12 @@ from branchgraph.ir.ops import (  # noqa: F401
     merge,
     mode,
     norm,
+    output,
     pool,
     random,
     reduce,
     reshape,
+    roi,
     rows,
+    sample_conv,
 )

@@ -178,6 +178,30 @@ class Absolute(Unary, opcode="absolute", operands=("x",)):
         return where(compare("greater", x, zero), dy, below)
 
 
+@dataclass(frozen=True)
+class Clip(Unary, opcode="clip", operands=("x",)):
+    """y = min(max(x, low), high); dx = dy where low <= x <= high, bounds included, else 0.
+
+    A bound may be infinite. NaN stays NaN and receives no gradient.
+    """
+
+    low: float
+    high: float
+
+    def check(self) -> None:
+        if not self.low <= self.high:
+            raise GraphError(f"clip: low must not exceed high, got {self.low} and {self.high}")
+
+    def evaluate(self, *inputs: np.ndarray) -> tuple[np.ndarray, ...]:
+        (x,) = inputs
+        low, high = x.dtype.type(self.low), x.dtype.type(self.high)
+        return (np.asarray(np.minimum(np.maximum(x, low), high)),)
+
+    def pull_back(self, x: Value, y: Value, dy: Value) -> Value:
+        # What is clipped, or NaN, differs from what comes out.
+        return where(compare("equal", x, y), dy, x.graph.constant(0.0, dy.dtype))
+
+
 _RELATIONS: dict[str, Callable[..., np.ndarray]] = {
     "less": np.less,
     "less_equal": np.less_equal,

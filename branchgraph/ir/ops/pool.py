@@ -207,24 +207,49 @@ class GatherPooled(Op, opcode="gather_pooled", operands=("x", "index")):
         return all(rows)
 
 
+#: What a window's sum is divided by.
+_DIVISORS = ("kernel", "padded", "inside", "one")
+
+
 @dataclass(frozen=True)
 class _Average(_Pool):
-    count_include_pad: bool = True
+    divisor: str = "kernel"
 
-    def divisor(self, size: tuple[int, ...], out: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-        """Cells each window divides by: the whole kernel, or only cells inside x."""
-        if self.count_include_pad:
-            return np.asarray(np.prod(self.kernel), dtype)
-        ones = self.padded(np.ones((1, 1, *size), dtype), 0.0)
-        total = np.zeros((1, 1, *out), dtype)
-        for _, cells in self.taps(ones, out):
-            total += cells
-        return np.maximum(total, np.ones((), dtype))
+    def check(self) -> None:
+        super().check()
+        if self.divisor not in _DIVISORS:
+            raise GraphError(f"pooling: divisor {self.divisor!r} is none of {list(_DIVISORS)}")
+
+    def divided(self, total: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
+        """Every window's entry of `total` divided by what its window counts."""
+        if self.divisor == "one":
+            return total
+        if self.divisor == "kernel":
+            return np.asarray(total / np.asarray(np.prod(self.kernel), total.dtype))
+        counts = np.ones((), np.int64)
+        for a, o in enumerate(total.shape[2:]):
+            counts = counts[..., None] * self._counted(a, size[a], o)
+        return np.asarray(total / np.maximum(counts, 1).astype(total.dtype))
+
+    def _counted(self, axis: int, size: int, out: int) -> np.ndarray:
+        """Cells of every window along one axis, in x or in x and its pads."""
+        start = np.arange(out) * self.stride[axis] - self.pad[axis]
+        end = start + self.kernel[axis]
+        if self.divisor == "inside":
+            low, high = 0, size
+        else:
+            low, high = -self.pad[axis], size + self.pad[len(self.kernel) + axis]
+        return np.asarray(np.maximum(np.minimum(end, high) - np.maximum(start, low), 0))
 
 
 @dataclass(frozen=True)
 class AveragePool(_Average, opcode="average_pool", operands=("x",)):
-    """Sum of every window divided by its size, or by its cells inside x."""
+    """Sum of every window over a divisor: its average, or the sum itself.
+
+    divisor: `kernel`, all cells of the window; `padded`, its cells in x and the pads, not those
+    that overhang the end (MXNet's average with count_include_pad); `inside`, its cells in x;
+    `one`, which makes it sum pooling. A window without such cells is 0.
+    """
 
     def evaluate(self, *inputs: np.ndarray) -> tuple[np.ndarray, ...]:
         (x,) = inputs
@@ -232,13 +257,13 @@ class AveragePool(_Average, opcode="average_pool", operands=("x",)):
         total = np.zeros((*x.shape[:2], *out), x.dtype)
         for _, cells in self.taps(self.padded(x, 0.0), out):
             total += cells
-        return (total / self.divisor(x.shape[2:], out, x.dtype),)
+        return (self.divided(total, x.shape[2:]),)
 
     def gradient(self, node: Node, cotangents: Cotangents, wanted: Wanted) -> Cotangents:
         (dy,) = cotangents
         assert dy is not None
         back = AveragePoolGradient(
-            self.kernel, self.stride, self.pad, self.cover_all, self.count_include_pad,
+            self.kernel, self.stride, self.pad, self.cover_all, self.divisor,
             size=node.inputs[0].shape[2:],
         )  # fmt: skip
         return (dy.graph.emit(back, dy),)
@@ -260,7 +285,7 @@ class AveragePoolGradient(_Average, opcode="average_pool_gradient", operands=("d
         (dy,) = inputs
         size = tuple(int(d) for d in self.size if isinstance(d, int))
         out = dy.shape[2:]
-        share = dy / self.divisor(size, out, dy.dtype)
+        share = self.divided(dy, size)
         padded = self.padded(np.zeros((*dy.shape[:2], *size), dy.dtype), 0.0)
         for _, cells in self.taps(padded, out):
             cells += share
@@ -271,7 +296,5 @@ class AveragePoolGradient(_Average, opcode="average_pool_gradient", operands=("d
     def gradient(self, node: Node, cotangents: Cotangents, wanted: Wanted) -> Cotangents:
         (dx,) = cotangents
         assert dx is not None
-        forward = AveragePool(
-            self.kernel, self.stride, self.pad, self.cover_all, self.count_include_pad
-        )
+        forward = AveragePool(self.kernel, self.stride, self.pad, self.cover_all, self.divisor)
         return (dx.graph.emit(forward, dx),)

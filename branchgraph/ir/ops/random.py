@@ -95,31 +95,39 @@ class RandomUniform(Op, opcode="random_uniform", operands=("key", "step", "rows?
 class Dropout(Op, opcode="dropout", operands=("x",)):
     """Inverted dropout (Srivastava et al. 2014): x mask / (1 - ratio), mask = u >= ratio.
 
-    Inference is the identity. `stream` separates the draws of different layers.
+    Inference is the identity, unless `always`. `stream` separates the draws of different layers;
+    along `axes` the elements share one draw.
     """
 
     ratio: float
     stream: int = field(metadata=STREAM)
+    axes: tuple[int, ...] = ()
+    always: bool = False
     declared = True
 
     def check(self) -> None:
         if not 0.0 <= self.ratio < 1.0:
             raise GraphError(f"dropout ratio {self.ratio} is outside [0, 1)")
+        if list(self.axes) != sorted(set(self.axes)) or any(a < 0 for a in self.axes):
+            raise GraphError(f"axes {self.axes} must be distinct, ascending and not negative")
 
     def infer(self, *inputs: TensorType) -> tuple[TensorType, ...]:
-        require_float(inputs[0])
+        (x,) = inputs
+        require_float(x)
+        require(not self.axes or self.axes[-1] < x.rank, f"axes {self.axes} exceed rank {x.rank}")
         return inputs
 
     def lower(self, inputs: tuple[Value, ...], lowering: Lowering) -> tuple[Value, ...]:
         (x,) = inputs
-        if not lowering.training:
+        if not (lowering.training or self.always):
             return (x,)
-        u = uniform(lowering, self.stream, x.type)
+        shape = tuple(1 if a in self.axes else d for a, d in enumerate(x.shape))
+        u = uniform(lowering, self.stream, TensorType(shape, x.dtype))
         keep = cast(compare("greater_equal", u, u.graph.constant(self.ratio, u.dtype)), x.dtype)
         return (x * (keep * (1.0 / (1.0 - self.ratio))),)
 
     def row_wise(self, inputs: tuple[TensorType, ...], rows: tuple[bool, ...]) -> bool:
-        return True
+        return 0 not in self.axes
 
 
 def uniform(lowering: Lowering, stream: int, like: TensorType) -> Value:

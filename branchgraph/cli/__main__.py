@@ -1,0 +1,5 @@
+"""`python -m branchgraph.cli`."""
+
+from branchgraph.cli import main
+
+main()

@@ -1,0 +1,104 @@
+"""Commands that look at networks: show, nets, passes."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import click
+
+from branchgraph.cli.sources import read, rewritten
+from branchgraph.ir.cost import cost
+from branchgraph.nets import NETWORKS
+from branchgraph.passes.base import Pass
+
+
+@click.command()
+@click.argument("source", metavar="NET_OR_FILE")
+@click.option("--pass", "passes", multiple=True, metavar="SPEC", help="Apply a pass first.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help=".svg .png .pdf .dot .txt")
+def show(source: str, passes: tuple[str, ...], output: Path | None) -> None:
+    """Draw a network, by specification string or file.
+
+    \b
+    branchgraph show lenet
+    branchgraph show lenet --pass insert_exits:after=conv1 -o b_lenet.svg
+    """
+    from branchgraph.show.render import DrawingWarning, render
+    from branchgraph.show.text import to_text
+
+    graph = rewritten(read(source)[0], passes)
+    if output is None:
+        click.echo(to_text(graph))
+        return
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DrawingWarning)  # the note below says it
+        drawing = render(graph, output)
+    if drawing.note:
+        click.echo(drawing.note, err=True)
+    click.echo(str(drawing.path))
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
+def nets(as_json: bool) -> None:
+    """List the networks with their options, parameters and multiply-accumulates.
+
+    \b
+    branchgraph nets
+    branchgraph nets --json
+    """
+    listed = []
+    for net in NETWORKS.values():
+        per_sample = cost(net.build()).per_sample()
+        listed.append(
+            {
+                "name": net.name,
+                "summary": net.summary,
+                "options": net.options,
+                "parameters": per_sample.parameters,
+                "macs": per_sample.macs,
+            }
+        )
+    if as_json:
+        click.echo(json.dumps(listed, indent=1))
+        return
+    for entry in listed:
+        click.echo(f"{entry['name']}: {entry['summary']}")
+        click.echo(f"    {entry['parameters']:,} parameters, {entry['macs']:,} MACs a sample")
+        click.echo("    options: " + _options(entry["options"]))
+
+
+@click.command()
+def passes() -> None:
+    """List the passes with their options and what they claim.
+
+    \b
+    branchgraph passes
+    branchgraph show lenet --pass insert_exits:after=conv1
+
+    A pass claims to be `equal` (the same values), `exact` (the same real function) or `different`
+    (another network, on purpose).
+    """
+    for name, cls in sorted(Pass.registry.items()):
+        summary = (cls.__doc__ or "").strip().partition("\n")[0]
+        click.echo(f"{name} ({cls.claim}): {summary}")
+        options = _pass_options(cls)
+        if options:
+            click.echo("    options: " + options)
+
+
+def _pass_options(cls: type[Pass]) -> str:
+    found = {}
+    for f in dataclasses.fields(cls):
+        found[f.name] = "required" if f.default is dataclasses.MISSING else f.default
+    return _options(found)
+
+
+def _options(options: dict[str, Any]) -> str:
+    from branchgraph.ir.spec import format_value
+
+    return ", ".join(f"{k}={format_value(v)}" for k, v in options.items())
