@@ -1,0 +1,1 @@
+"""MXNet's symbols and parameter files, run as branchgraph graphs."""
