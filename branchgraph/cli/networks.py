@@ -20,23 +20,30 @@ from branchgraph.passes.base import Pass
 @click.argument("source", metavar="NET_OR_FILE")
 @click.option("--pass", "passes", multiple=True, metavar="SPEC", help="Apply a pass first.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help=".svg .png .pdf .dot .txt")
-def show(source: str, passes: tuple[str, ...], output: Path | None) -> None:
+@click.option(
+    "--collapse/--no-collapse", default=True, show_default=True, help="Draw repeated parts once."
+)
+@click.option("--states", is_flag=True, help="Draw parameters and statistics too.")
+def show(
+    source: str, passes: tuple[str, ...], output: Path | None, collapse: bool, states: bool
+) -> None:
     """Draw a network, by specification string or file.
 
     \b
     branchgraph show lenet
     branchgraph show lenet --pass insert_exits:after=conv1 -o b_lenet.svg
+    branchgraph show b_resnet:blocks=18 --no-collapse -o b_resnet.pdf
     """
     from branchgraph.show.render import DrawingWarning, render
     from branchgraph.show.text import to_text
 
     graph = rewritten(read(source)[0], passes)
     if output is None:
-        click.echo(to_text(graph))
+        click.echo(to_text(graph, states=states, collapse=collapse))
         return
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DrawingWarning)  # the note below says it
-        drawing = render(graph, output)
+        drawing = render(graph, output, states=states, collapse=collapse)
     if drawing.note:
         click.echo(drawing.note, err=True)
     click.echo(str(drawing.path))

@@ -51,6 +51,10 @@ FEW = 150
 _SMALL = {"newrank": "true"}
 #: Shapes whose outline leaves room enough: the label needs no margin of its own.
 _ROOMY = frozenset({"diamond", "invtrapezium", "hexagon", "octagon", "doubleoctagon"})
+#: Graphviz's shapes in words, where its own are none.
+_SHAPES = {"invtrapezium": "trapezium", "doubleoctagon": "double octagon"}
+#: Kinds in a row of the legend, which stands beside the input and is to be low.
+_ACROSS = 4
 #: Steps of a layer share a row up to so many characters.
 _ROW = 38
 
@@ -112,7 +116,7 @@ class _Drawer:
         self._cluster(self.dot, (), self._placed())
         self._outputs()
         self._edges()
-        if self.legend:
+        if self.legend and self.stacks:
             self._legend()
         return self.dot
 
@@ -249,20 +253,27 @@ class _Drawer:
     # -- legend --------------------------------------------------------------------------------
 
     def _legend(self) -> None:
-        """One node a kind, in rows of two, off the way of the data."""
-        ids = {k: f"legend_{k.value}" for k in self.picture.kinds()}
-        kinds = list(ids)
-        with self.dot.subgraph(name="cluster_legend") as cluster:
-            cluster.attr(label="<<B>legend</B>>", fontsize="9", color="#C4C4C4", style="rounded")
-            for k in kinds:
-                looks = {**_attributes(k), "fontsize": "8", "class": f"legend {k.value}"}
-                cluster.node(ids[k], LOOKS[k].words, **looks)
-            for left, right in zip(kinds[::2], kinds[1::2]):
-                with cluster.subgraph() as row:
-                    row.attr(rank="same")
-                    row.edge(ids[left], ids[right], style="invis")
-        for above, below in zip(kinds[::2], kinds[2::2]):
-            self.dot.edge(ids[above], ids[below], style="invis")
+        """The kinds that occur, in one table, so that the ranks of the data do not pull at it."""
+        swatches = [_swatch(k) for k in self.picture.kinds()]
+        some = range(0, len(swatches), _ACROSS)
+        rows = "".join(f"<TR>{''.join(swatches[i : i + _ACROSS])}</TR>" for i in some)
+        self.dot.node(
+            "legend",
+            f'<<TABLE BORDER="1" COLOR="#C4C4C4" STYLE="rounded" CELLBORDER="1" CELLSPACING="3" '
+            f'CELLPADDING="3">{rows}</TABLE>>',
+            shape="plain",
+            fontsize="8",
+        )
+
+
+def _swatch(of: Kind) -> str:
+    """A cell of the legend: the words of a kind in its colours, and the shape that is not a box."""
+    look = LOOKS[of]
+    shape = "" if look.shape == "box" else f" ({_SHAPES.get(look.shape, look.shape)})"
+    return (
+        f'<TD BGCOLOR="{look.fill}" COLOR="{look.line}"><FONT COLOR="{look.ink}">'
+        f"{escape(look.words + shape)}</FONT></TD>"
+    )
 
 
 def _enters(inside: Location, before: Location) -> bool:

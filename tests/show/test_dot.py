@@ -119,7 +119,7 @@ def test_a_value_that_is_read_twice_ends_its_box() -> None:
 def test_branches_are_tinted_clusters_and_scopes_are_pale_ones() -> None:
     dot = to_dot(network())
     found = clusters(dot)
-    assert set(found) == {"early", "block", "left", "right", "legend"}
+    assert set(found) == {"early", "block", "left", "right"}
     looks = {name: look(dot, name, "class") for name in ("early", "left", "right", "block")}
     assert looks == {"early": "branch", "left": "branch", "right": "branch", "block": "scope"}
     assert look(dot, "left", " fillcolor") != look(dot, "block", " fillcolor")
@@ -158,10 +158,12 @@ def test_kinds_differ_by_shape_and_colour() -> None:
 
 def test_the_legend_lists_the_kinds_present_and_no_others() -> None:
     picture = parse(to_dot(network()))
-    shown = {n.removeprefix("legend_") for n in picture.nodes() if n.startswith("legend")}
+    legend = picture.get_node("legend").attr["label"]
     present = {k for n in drawn(picture) for k in n.attr["class"].split()}
+    shown = {k.value for k, look in LOOKS.items() if f">{look.words}" in legend}
     assert shown == present
     assert "loss" not in shown
+    assert "merge (trapezium)" in legend
     assert "legend" not in to_dot(network(), legend=False)
 
 
