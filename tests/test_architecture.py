@@ -25,9 +25,21 @@ MAY_IMPORT: dict[str, set[str]] = {
     "analysis": {"ir", "passes", "compiler"},
     "chainer": {"ir", "passes", "compiler"},
     "mx": {"ir", "passes", "compiler"},
+    "interop": {"ir", "mx"},
     "show": {"ir"},
     "demo": {"ir", "passes", "compiler", "nets", "data", "training", "analysis", "show"},
-    "cli": {"ir", "passes", "compiler", "nets", "data", "training", "analysis", "show", "demo"},
+    "cli": {
+        "ir",
+        "passes",
+        "compiler",
+        "nets",
+        "data",
+        "training",
+        "analysis",
+        "interop",
+        "show",
+        "demo",
+    },
 }
 
 

@@ -31,7 +31,8 @@ from branchgraph.ir.atomic import replacing
 from branchgraph.ir.errors import FormatError, MissingError
 from branchgraph.mx.dtypes import FLAGS, flag_of
 
-_MAGIC = 0x112
+#: How every file of arrays begins.
+MAGIC = 0x112
 _V1, _V2, _V3 = 0xF993FAC8, 0xF993FAC9, 0xF993FACA
 _DENSE, _ROW_SPARSE, _CSR = 0, 1, 2
 #: Auxiliary arrays of each storage type.
@@ -93,7 +94,7 @@ def write_arrays(arrays: Mapping[str, np.ndarray] | Iterable[np.ndarray]) -> byt
     named = arrays if isinstance(arrays, Mapping) else {}
     values = [np.asarray(a) for a in (named.values() if named else arrays)]
     encoded = [name.encode() for name in named]
-    parts = [struct.pack("<QQQ", _MAGIC, 0, len(values)), *map(_record, values)]
+    parts = [struct.pack("<QQQ", MAGIC, 0, len(values)), *map(_record, values)]
     parts.append(struct.pack("<Q", len(encoded)))
     parts += [struct.pack("<Q", len(name)) + name for name in encoded]
     return b"".join(parts)
@@ -141,8 +142,8 @@ class _Reader:
 
     def arrays(self) -> Arrays:
         magic, reserved = self.unpack("<QQ", "the head of the file")
-        if magic != _MAGIC or reserved != 0:
-            raise FormatError(f"no NDArray list: it begins with {magic:#x}, expected {_MAGIC:#x}")
+        if magic != MAGIC or reserved != 0:
+            raise FormatError(f"no NDArray list: it begins with {magic:#x}, expected {MAGIC:#x}")
         count = self.count("arrays", _SHORTEST_ARRAY)
         values = [self.array(number) for number in range(count)]
         names = [self.name() for _ in range(self.count("names", _SHORTEST_NAME))]
