@@ -169,12 +169,13 @@ def dense(
 
 def batch_norm(
     x: Value, *, eps: float = 2e-5, decay: float = 0.9, unbiased: bool = True,
-    gamma: Value | None = None, beta: Value | None = None, name: str = "",
+    gamma: Value | None = None, beta: Value | None = None, var_init: Initialiser | None = None,
+    name: str = "",
 ) -> Value:  # fmt: skip
     """Declared batch norm over axis 1; `decay` is the weight of the old running statistics.
 
     `gamma` and `beta` [C] may be given, as shared states or expressions; running statistics are
-    the layer's own.
+    the layer's own. The running variance starts at 1 unless `var_init` says otherwise.
     """
     name = name or x.graph.unused_name("batch_norm")
     shape, g, dtype = (_channels(x, "batch_norm"),), x.graph, x.dtype
@@ -182,7 +183,7 @@ def batch_norm(
         state(g, name, "gamma", shape, Ones(), dtype=dtype) if gamma is None else gamma,
         state(g, name, "beta", shape, Zeros(), dtype=dtype) if beta is None else beta,
         state(g, name, "running_mean", shape, Zeros(), Role.STATISTIC, dtype),
-        state(g, name, "running_var", shape, Ones(), Role.STATISTIC, dtype),
+        state(g, name, "running_var", shape, var_init or Ones(), Role.STATISTIC, dtype),
     )
     return g.emit(BatchNorm(eps=eps, decay=decay, unbiased=unbiased), x, *operands, name=name)
 

@@ -1,5 +1,7 @@
 """Learned masks: K ones in each row of scores r in [0, 1], of which only the ratios matter.
 
+They are the gates `top_k` with rows that are kept in bounds:
+
     training     r' = r / sum r;  the K largest of ln(r' + 1e-8) + Gumbel noise: K distinct draws
                  in proportion to r'
     inference    the K largest r, ties to the lower index
@@ -13,12 +15,14 @@
 
 from __future__ import annotations
 
-from branchgraph.ir import gates
 from branchgraph.ir.builder import by_mode, straight_through
 from branchgraph.ir.errors import ShapeError
+from branchgraph.ir.functions import draws
+from branchgraph.ir.functions.elementary import log
 from branchgraph.ir.functions.reduction import reduce_sum
 from branchgraph.ir.graph import Value
 from branchgraph.ir.ops.elementwise import compare, where
+from branchgraph.ir.ops.reduce import TopK
 
 #: Keeps entries that were clipped to 0 drawable when a row has fewer than K positive ones.
 FLOOR = 1e-8
@@ -37,6 +41,7 @@ def normalised(r: Value) -> Value:
 
 def mask(r: Value, k: int) -> Value:
     """K ones in each row along the last axis, zeros elsewhere; its cotangent is that of r."""
+    largest = TopK(k=k, axis=len(r.shape) - 1)
+    drawn = r.graph.emit(largest, log(normalised(r) + FLOOR) + draws.gumbel(r))
     # Inference compares what is stored: dividing could round two scores to one.
-    score = by_mode(normalised(r) + FLOOR, r)
-    return gates.top_k(straight_through(score, r), k)
+    return straight_through(by_mode(drawn, r.graph.emit(largest, r)), r)

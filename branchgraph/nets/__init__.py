@@ -8,11 +8,11 @@ A network returns its declared graph, mode not yet chosen; one module a family.
 from __future__ import annotations
 
 from branchgraph.ir.graph import Graph
-from branchgraph.nets import branchynet
+from branchgraph.nets import branchynet, connectivity
 from branchgraph.nets.branchynet import b_lenet, lenet
 from branchgraph.nets.catalogue import Catalogue, Network
 
-NETWORKS = Catalogue(branchynet.NETWORKS)
+NETWORKS = Catalogue(*(module.NETWORKS for module in (branchynet, connectivity)))
 
 
 def network(spec: str) -> Graph:

@@ -7,6 +7,7 @@ import re
 import typing
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 from branchgraph.ir.errors import FormatError
@@ -43,9 +44,9 @@ class Network:
 class Catalogue(dict[str, Network]):
     """Networks by name. A name that ends in digits may stand for the option `depth`."""
 
-    def __init__(self, networks: Iterable[Network]) -> None:
+    def __init__(self, *families: Iterable[Network]) -> None:
         super().__init__()
-        for net in networks:
+        for net in chain(*families):
             if net.name in self:
                 raise ValueError(f"two networks are called {net.name}")
             self[net.name] = net

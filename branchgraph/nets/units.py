@@ -8,7 +8,7 @@ A unit is convolution, batch norm, ReLU, in a scope of its own, so that states a
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 
 from branchgraph.ir.builder import (
@@ -23,7 +23,7 @@ from branchgraph.ir.builder import (
 )
 from branchgraph.ir.errors import GraphError
 from branchgraph.ir.graph import Value, scope
-from branchgraph.ir.initialisers import HeNormal, Initialiser, LeCunNormal, Uniform, Zeros
+from branchgraph.ir.initialisers import HeNormal, Initialiser, LeCunNormal, Ones, Uniform, Zeros
 
 #: Fan-in and fan-out of a layer to its initialiser.
 Fans = Callable[[int, int], Initialiser]
@@ -68,6 +68,8 @@ class Convention:
     bias: bool = False
     #: Biases of dense layers.
     dense_bias_init: Fans = zeros
+    #: Running variances of batch norm.
+    var_init: Initialiser = field(default_factory=Ones)
 
     def conv(
         self, x: Value, filters: int, kernel: Size, *, stride: Size = 1, pad: Size | None = None,
@@ -96,9 +98,20 @@ class Convention:
             name=name,
         )
 
-    def norm(self, x: Value, name: str = "bn") -> Value:
-        """Batch norm."""
-        return batch_norm(x, eps=self.eps, decay=self.decay, unbiased=self.unbiased, name=name)
+    def norm(
+        self, x: Value, name: str = "bn", *, gamma: Value | None = None, beta: Value | None = None
+    ) -> Value:
+        """Batch norm; `gamma` and `beta` that are given, because layers share them, are used."""
+        return batch_norm(
+            x,
+            eps=self.eps,
+            decay=self.decay,
+            unbiased=self.unbiased,
+            gamma=gamma,
+            beta=beta,
+            var_init=self.var_init,
+            name=name,
+        )
 
     def unit(
         self, x: Value, filters: int, kernel: Size, *, stride: Size = 1, pad: Size | None = None,
