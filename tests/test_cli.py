@@ -43,6 +43,11 @@ def test_nets_lists_options_parameters_and_macs() -> None:
     assert "67,824 parameters, 1,140,070 MACs" in text
     listed = {e["name"]: e for e in json.loads(run("nets", "--json").output)}
     assert listed["b_lenet"]["options"]["criterion"] == "entropy"
+    assert listed["b_lenet"]["family"] == "BranchyNet"
+    one = run("nets", "BranchyNet").output
+    assert one.startswith("BranchyNet\n  lenet: ")
+    assert "pd_a_resnet" not in one
+    assert "there are: BranchyNet" in run("nets", "AlexNets").output
 
 
 def test_passes_lists_claims_and_options() -> None:

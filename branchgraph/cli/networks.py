@@ -12,7 +12,8 @@ import click
 
 from branchgraph.cli.sources import read, rewritten
 from branchgraph.ir.cost import cost
-from branchgraph.nets import NETWORKS
+from branchgraph.ir.errors import FormatError
+from branchgraph.nets import NETWORKS, Network
 from branchgraph.passes.base import Pass
 
 
@@ -50,33 +51,43 @@ def show(
 
 
 @click.command()
+@click.argument("family", required=False)
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
-def nets(as_json: bool) -> None:
-    """List the networks with their options, parameters and multiply-accumulates.
+def nets(family: str | None, as_json: bool) -> None:
+    """List the families of networks with options, parameters and multiply-accumulates.
 
     \b
     branchgraph nets
+    branchgraph nets "Deep Fusion"
     branchgraph nets --json
     """
-    listed = []
-    for net in NETWORKS.values():
-        per_sample = cost(net.build()).per_sample()
-        listed.append(
-            {
-                "name": net.name,
-                "summary": net.summary,
-                "options": net.options,
-                "parameters": per_sample.parameters,
-                "macs": per_sample.macs,
-            }
-        )
+    families = dict.fromkeys(net.family for net in NETWORKS.values())
+    if family is not None and family not in families:
+        raise FormatError(f"no family {family!r}; there are: {', '.join(families)}")
+    wanted = [net for net in NETWORKS.values() if family in (None, net.family)]
     if as_json:
-        click.echo(json.dumps(listed, indent=1))
+        click.echo(json.dumps([_facts(net) for net in wanted], indent=1))
         return
-    for entry in listed:
-        click.echo(f"{entry['name']}: {entry['summary']}")
-        click.echo(f"    {entry['parameters']:,} parameters, {entry['macs']:,} MACs a sample")
-        click.echo("    options: " + _options(entry["options"]))
+    last = None
+    for facts in map(_facts, wanted):
+        if facts["family"] != last:
+            click.echo(facts["family"])
+            last = facts["family"]
+        click.echo(f"  {facts['name']}: {facts['summary']}")
+        click.echo(f"      {facts['parameters']:,} parameters, {facts['macs']:,} MACs a sample")
+        click.echo("      options: " + _options(facts["options"]))
+
+
+def _facts(net: Network) -> dict[str, Any]:
+    per_sample = cost(net.build()).per_sample()
+    return {
+        "family": net.family,
+        "name": net.name,
+        "summary": net.summary,
+        "options": net.options,
+        "parameters": per_sample.parameters,
+        "macs": per_sample.macs,
+    }
 
 
 @click.command()

@@ -8,11 +8,18 @@ A network returns its declared graph, mode not yet chosen; one module a family.
 from __future__ import annotations
 
 from branchgraph.ir.graph import Graph
-from branchgraph.nets import branchynet, connectivity
+from branchgraph.nets import (
+    branchynet,
+    connectivity,
+    inception,
+    paradise,
+    reparameterised,
+)
 from branchgraph.nets.branchynet import b_lenet, lenet
 from branchgraph.nets.catalogue import Catalogue, Network
 
-NETWORKS = Catalogue(*(module.NETWORKS for module in (branchynet, connectivity)))
+_FAMILIES = (branchynet, paradise, connectivity, reparameterised, inception)
+NETWORKS = Catalogue(*(module.NETWORKS for module in _FAMILIES))
 
 
 def network(spec: str) -> Graph:

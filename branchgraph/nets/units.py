@@ -8,7 +8,7 @@ A unit is convolution, batch norm, ReLU, in a scope of its own, so that states a
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 
 from branchgraph.ir.builder import (
@@ -141,11 +141,12 @@ class Convention:
 CHAINER = Convention(2e-5, 0.9, True, lecun, lecun, bias=True)
 #: MXNet: biased running variance; He normal over the fan-in, dense layers uniform: Deep Fusion.
 MXNET = Convention(2e-5, 0.9, False, he_fan_in, uniform_fan_in)
-#: PyTorch: He normal over the fan-out, dense layers and their biases uniform: ParaDise, RepVGG,
-#: ResNeXt.
+#: PyTorch: He normal over the fan-out, dense layers and their biases uniform: ParaDise, RepVGG.
 PYTORCH = Convention(
     1e-5, 0.9, True, he_fan_out, uniform_fan_in, dense_bias_init=uniform_fan_in
 )  # fmt: skip
+#: Torch, where dense biases were set to 0: ResNeXt.
+TORCH = replace(PYTORCH, dense_bias_init=zeros)
 
 
 def residual(body: Value, shortcut: Value, name: str = "relu") -> Value:

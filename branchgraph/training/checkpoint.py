@@ -26,10 +26,12 @@ from branchgraph.ir.file import load, read_notes, save
 from branchgraph.ir.graph import Graph
 from branchgraph.ir.optimisers import Optimiser
 from branchgraph.ir.rebuild import clone
-from branchgraph.ir.state import State, Store
+from branchgraph.ir.state import Role, State, Store
 from branchgraph.training.history import History, Progress
 from branchgraph.training.loop import Training
 
+#: Roles of states that a run adds to those of its network.
+_OF_RUNS = frozenset({Role.SLOT, Role.STEP, Role.KEY})
 #: The entry of a file's notes that makes it a checkpoint.
 NOTE = "training"
 
@@ -112,11 +114,10 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         )
     progress, recipe = note
     whole, store = load(path)
-    read = {s for s, value in whole.reads.items() if value.users or s in whole.updates}
+    idle = {s for s, value in whole.reads.items() if not value.users and s.role in _OF_RUNS}
     graph = clone(whole)
-    graph.keep(read=read.__contains__)
-    extra = tuple(s for s in whole.states if s not in set(graph.states))
-    return Checkpoint(graph, store, progress, recipe, extra)
+    graph.keep(read=lambda state: state not in idle)
+    return Checkpoint(graph, store, progress, recipe, tuple(s for s in whole.states if s in idle))
 
 
 def read_training(path: str | os.PathLike[str]) -> tuple[Progress, Recipe] | None:

@@ -20,7 +20,7 @@ from branchgraph.ir.graph import Graph, Value, branch, scope
 from branchgraph.ir.initialisers import Zeros
 from branchgraph.ir.ops.reshape import Transpose
 from branchgraph.nets.connectivity.wiring import chosen, entry, mask_rows, within
-from branchgraph.nets.units import PYTORCH
+from branchgraph.nets.units import TORCH
 
 _NET = "branch_connect"
 
@@ -59,7 +59,7 @@ def branch_connect(
 
 def _layers(x: Value, widths: tuple[int, ...]) -> Value:
     for number, width in enumerate(widths, start=1):
-        x = max_pool(PYTORCH.unit(x, width, 3, name=f"layer{number}"), 2)
+        x = max_pool(TORCH.unit(x, width, 3, name=f"layer{number}"), 2)
     return x
 
 
@@ -67,7 +67,7 @@ def _head(features: list[Value], classes: int, k: int) -> Value:
     """sum_b G[:, b] (W f_b) + bias."""
     graph, size = features[0].graph, features[0].shape[1]
     assert isinstance(size, int)
-    weight = state(graph, "fc", "weight", (classes, size), PYTORCH.dense_init(size, classes))
+    weight = state(graph, "fc", "weight", (classes, size), TORCH.dense_init(size, classes))
     bias = state(graph, "fc", "bias", (classes,), Zeros())
     votes = [dense(f, classes, weight=weight, bias=False, name="fc") for f in features]
     if k < len(features):

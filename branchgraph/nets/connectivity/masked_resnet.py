@@ -15,7 +15,7 @@ from branchgraph.ir.errors import GraphError
 from branchgraph.ir.graph import Graph, Scope, Value, at, branch, scope
 from branchgraph.ir.ops.reshape import Embed
 from branchgraph.nets.connectivity.wiring import chosen, drawn, gated_sum, mask_rows, within
-from branchgraph.nets.units import PYTORCH
+from branchgraph.nets.units import TORCH
 
 _NET = "masked_resnet"
 _POLICIES = ("learned", "previous", "all", "random")
@@ -39,14 +39,14 @@ def masked_resnet(
     within(_NET, "seed", seed, 0)
     graph = Graph(_NET)
     x = graph.input("x", ("N", channels, within(_NET, "size", size, 4), size))
-    trunk = _Trunk(widths, PYTORCH.unit(x, widths[0], 3, name="stem"))
+    trunk = _Trunk(widths, TORCH.unit(x, widths[0], 3, name="stem"))
     count = (depth - 2) // 6
     for i in range(1, 3 * count + 1):
         with scope(f"module{i}"):
             trunk.module(trunk.read(i, k, policy, seed), (i - 1) // count)
     with scope("head"):
         h = relu(trunk.term(3 * count, 1, 2), name="relu")
-    graph.output("logits", PYTORCH.head(h, within(_NET, "classes", classes, 1)))
+    graph.output("logits", TORCH.head(h, within(_NET, "classes", classes, 1)))
     return graph
 
 
@@ -63,8 +63,8 @@ class _Trunk:
         """A basic block at `x`."""
         before, width = self.made[-1][2], self.widths[stage]
         with branch("residual"):
-            h = PYTORCH.unit(x, width, 3, stride=2 if stage > before else 1, name="first")
-            r = PYTORCH.unit(h, width, 3, activate=False, name="second")
+            h = TORCH.unit(x, width, 3, stride=2 if stage > before else 1, name="first")
+            r = TORCH.unit(h, width, 3, activate=False, name="second")
         self.made.append((r, self.adapted(x, before, stage), stage))
 
     def read(self, i: int, k: int, policy: str, seed: int) -> Value:

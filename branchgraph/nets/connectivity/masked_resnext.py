@@ -16,7 +16,7 @@ from branchgraph.ir.errors import GraphError
 from branchgraph.ir.graph import Graph, Value, branch, scope
 from branchgraph.nets.connectivity.resnext import Module, inside, plan
 from branchgraph.nets.connectivity.wiring import Reader, Wiring, chosen, within
-from branchgraph.nets.units import PYTORCH
+from branchgraph.nets.units import TORCH
 
 _NET = "masked_resnext"
 
@@ -79,34 +79,34 @@ def _projection(x: Value, module: Module) -> Value | None:
         return None
     fan_in = x.shape[1]
     assert isinstance(fan_in, int)
-    shape, init = (module.out, fan_in, 1, 1), PYTORCH.conv_init(fan_in, module.out)
+    shape, init = (module.out, fan_in, 1, 1), TORCH.conv_init(fan_in, module.out)
     return state(x.graph, "shortcut", "weight", shape, init)
 
 
 def _block(x: Value, module: Module, weight: Value | None) -> tuple[Value, Value]:
     """F(x) and S(x)."""
     h = inside(x, module.inner, module.stride)
-    body = PYTORCH.unit(h, module.out, 1, activate=False, name="expand")
+    body = TORCH.unit(h, module.out, 1, activate=False, name="expand")
     if weight is None:
         return body, x
     with scope("shortcut"):
-        s = PYTORCH.conv(x, module.out, 1, stride=module.stride, weight=weight)
-        return body, PYTORCH.norm(s)
+        s = TORCH.conv(x, module.out, 1, stride=module.stride, weight=weight)
+        return body, TORCH.norm(s)
 
 
 def _preactivated(x: Value, module: Module, weight: Value | None) -> tuple[Value, Value]:
     """F(x) and S(x) with batch norm and ReLU first; a projection reads the activated input."""
     with scope("reduce"):
-        a = relu(PYTORCH.norm(x), name="relu")
-        h = PYTORCH.conv(a, module.inner, 1)
+        a = relu(TORCH.norm(x), name="relu")
+        h = TORCH.conv(a, module.inner, 1)
     with scope("spatial"):
-        h = PYTORCH.conv(relu(PYTORCH.norm(h)), module.inner, 3, stride=module.stride)
+        h = TORCH.conv(relu(TORCH.norm(h)), module.inner, 3, stride=module.stride)
     with scope("expand"):
-        body = PYTORCH.conv(relu(PYTORCH.norm(h)), module.out, 1)
+        body = TORCH.conv(relu(TORCH.norm(h)), module.out, 1)
     if weight is None:
         return body, x
     with scope("shortcut"):
-        return body, PYTORCH.conv(a, module.out, 1, stride=module.stride, weight=weight)
+        return body, TORCH.conv(a, module.out, 1, stride=module.stride, weight=weight)
 
 
 def _joined(body: Value, shortcut: Value, readers: int) -> Value:
@@ -117,5 +117,5 @@ def _joined(body: Value, shortcut: Value, readers: int) -> Value:
 def _head(blocks: list[Value], preact: bool, classes: int) -> Value:
     with scope("head"):
         h = merge_sum(*blocks, name="merge")
-        h = relu(PYTORCH.norm(h) if preact else h, name="relu")
-    return PYTORCH.head(h, classes)
+        h = relu(TORCH.norm(h) if preact else h, name="relu")
+    return TORCH.head(h, classes)

@@ -16,7 +16,7 @@ from branchgraph.ir.builder import max_pool, merge_sum
 from branchgraph.ir.errors import GraphError
 from branchgraph.ir.graph import Graph, Value, branch, scope
 from branchgraph.nets.connectivity.wiring import chosen, within
-from branchgraph.nets.units import PYTORCH, residual
+from branchgraph.nets.units import TORCH, residual
 
 _NET = "resnext"
 #: Modules a stage of the networks for ImageNet.
@@ -59,9 +59,9 @@ class Plan:
         x = graph.input("x", ("N", within(self.net, "channels", channels, 1), size, size))
         kernel, stride, width = (7, 2, 64) if large else (3, 1, _CHANNELS[self.layout][0])
         if activate:
-            h = PYTORCH.unit(x, width, kernel, stride=stride, name="stem")
+            h = TORCH.unit(x, width, kernel, stride=stride, name="stem")
         else:
-            h = PYTORCH.conv(x, width, kernel, stride=stride, name="stem")
+            h = TORCH.conv(x, width, kernel, stride=stride, name="stem")
         return max_pool(h, 3, stride=2, pad=1, name="pool") if large else h
 
 
@@ -112,19 +112,19 @@ def resnext(
     for module in shapes.modules:
         with scope(f"module{module.number}"):
             h = residual(paths(h, module, cardinality), _shortcut(h, module))
-    graph.output("logits", PYTORCH.head(h, within(_NET, "classes", classes, 1)))
+    graph.output("logits", TORCH.head(h, within(_NET, "classes", classes, 1)))
     return graph
 
 
 def inside(x: Value, inner: int, stride: int, groups: int = 1) -> Value:
     """The first two convolutions of a path, or of `groups` paths at once."""
-    h = PYTORCH.unit(x, inner, 1, name="reduce")
-    return PYTORCH.unit(h, inner, 3, stride=stride, groups=groups, name="spatial")
+    h = TORCH.unit(x, inner, 1, name="reduce")
+    return TORCH.unit(h, inner, 3, stride=stride, groups=groups, name="spatial")
 
 
 def _grouped(x: Value, module: Module, cardinality: int) -> Value:
     h = inside(x, cardinality * module.inner, module.stride, cardinality)
-    return PYTORCH.unit(h, module.out, 1, activate=False, name="expand")
+    return TORCH.unit(h, module.out, 1, activate=False, name="expand")
 
 
 def _branches(x: Value, module: Module, cardinality: int) -> Value:
@@ -132,12 +132,12 @@ def _branches(x: Value, module: Module, cardinality: int) -> Value:
     for j in range(cardinality):
         with branch(f"block{j}"):
             h = inside(x, module.inner, module.stride)
-            paths.append(PYTORCH.conv(h, module.out, 1, name="expand"))
+            paths.append(TORCH.conv(h, module.out, 1, name="expand"))
     with scope("expand"):
-        return PYTORCH.norm(merge_sum(*paths, name="merge"))
+        return TORCH.norm(merge_sum(*paths, name="merge"))
 
 
 def _shortcut(x: Value, module: Module) -> Value:
     if not module.reshapes(x):
         return x
-    return PYTORCH.unit(x, module.out, 1, stride=module.stride, activate=False, name="shortcut")
+    return TORCH.unit(x, module.out, 1, stride=module.stride, activate=False, name="shortcut")
