@@ -177,7 +177,7 @@ def test_the_demo_writes_what_it_says(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("show", "nothing"), "unknown network 'nothing'; known: alexnet"),
+        (("show", "nothing"), "unknown network 'nothing'; known: ac_resnet, alexnet"),
         (("show", "lenet", "--pass", "melt"), "unknown pass 'melt'"),
         (("show", "lenet", "--pass", "insert_exits:after=conv9"), "no node 'conv9'"),
         (("show", "missing.bg"), "missing.bg"),

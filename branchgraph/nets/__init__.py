@@ -14,11 +14,12 @@ from branchgraph.nets import (
     inception,
     paradise,
     reparameterised,
+    vbranch,
 )
 from branchgraph.nets.branchynet import b_lenet, lenet
 from branchgraph.nets.catalogue import Catalogue, Network
 
-_FAMILIES = (branchynet, paradise, connectivity, reparameterised, inception)
+_FAMILIES = (branchynet, vbranch, paradise, connectivity, reparameterised, inception)
 NETWORKS = Catalogue(*(module.NETWORKS for module in _FAMILIES))
 
 
