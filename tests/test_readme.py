@@ -44,7 +44,7 @@ def test_every_command_and_option_that_is_named_exists() -> None:
             assert option in help_text.output, f"{command} {option}"
 
 
-@pytest.mark.parametrize("row", ["show b_lenet -o", "show lenet --pass"])
+@pytest.mark.parametrize("row", ["show b_resnet:blocks=18 -o", "show lenet --pass"])
 def test_the_drawing_commands_run_as_they_stand(
     row: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
