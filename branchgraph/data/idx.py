@@ -12,14 +12,13 @@ from __future__ import annotations
 
 import gzip
 import os
-import stat
-import zlib
 from math import prod
 from typing import IO
 
 import numpy as np
 
-from branchgraph.ir.errors import FormatError, MissingError
+from branchgraph.data.opening import opened
+from branchgraph.ir.errors import FormatError
 
 #: Largest content that is read, in bytes.
 LARGEST_CONTENT = 2 * 2**30
@@ -44,29 +43,13 @@ def read_idx(path: str | os.PathLike[str], *, limit: int = LARGEST_CONTENT) -> n
     declares more than `limit` bytes, or holds fewer or more than it declares.
     """
     shown = os.fspath(path)
-    try:
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            raise FormatError(f"{shown}: expected an idx file, got something that is no file")
-        with open(path, "rb") as raw:
-            compressed = raw.read(2) == _GZIP
-            raw.seek(0)
-            size = os.fstat(raw.fileno()).st_size
-            if not compressed:
-                return _read(raw, shown, limit, size)
-            with gzip.GzipFile(fileobj=raw) as file:
-                return _read(file, shown, limit, None)
-    except FileNotFoundError:
-        raise MissingError(f"{shown}: there is no such file; check the path") from None
-    except EOFError:
-        raise FormatError(f"{shown}: the gzip data is cut short; download the file again") from None
-    except (gzip.BadGzipFile, zlib.error) as error:
-        raise FormatError(
-            f"{shown}: broken gzip data ({error}); download the file again"
-        ) from error
-    except OSError as error:
-        raise FormatError(
-            f"{shown}: cannot be read: {error.strerror or error}; check the permissions"
-        ) from error
+    with opened(path, "an idx file") as raw:
+        compressed = raw.read(2) == _GZIP
+        raw.seek(0)
+        if not compressed:
+            return _read(raw, shown, limit, os.fstat(raw.fileno()).st_size)
+        with gzip.GzipFile(fileobj=raw) as file:
+            return _read(file, shown, limit, None)
 
 
 def _read(file: IO[bytes] | gzip.GzipFile, shown: str, limit: int, size: int | None) -> np.ndarray:

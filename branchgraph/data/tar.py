@@ -15,12 +15,11 @@ from __future__ import annotations
 
 import gzip
 import os
-import stat
-import zlib
 from collections.abc import Iterator, Mapping
 from typing import NoReturn
 
-from branchgraph.ir.errors import FormatError, MissingError
+from branchgraph.data.opening import opened
+from branchgraph.ir.errors import FormatError
 
 #: Most members of an archive.
 MOST_MEMBERS = 1000
@@ -38,24 +37,8 @@ def read_members(path: str | os.PathLike[str], limits: Mapping[str, int]) -> dic
     A name that is not in the archive is not in the answer. Raises `MissingError` when there is no
     file, and `FormatError` when it is no sound .tar.gz archive or goes beyond a limit.
     """
-    shown = os.fspath(path)
-    try:
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            raise FormatError(f"{shown}: expected a .tar.gz archive, got something that is no file")
-        with open(path, "rb") as raw, gzip.GzipFile(fileobj=raw) as file:
-            return _Archive(file, shown, limits).members()
-    except FileNotFoundError:
-        raise MissingError(f"{shown}: there is no such file; check the path") from None
-    except EOFError:
-        raise FormatError(f"{shown}: the gzip data is cut short; download the file again") from None
-    except (gzip.BadGzipFile, zlib.error) as error:
-        raise FormatError(
-            f"{shown}: broken gzip data ({error}); download the file again"
-        ) from error
-    except OSError as error:
-        raise FormatError(
-            f"{shown}: cannot be read: {error.strerror or error}; check the permissions"
-        ) from error
+    with opened(path, "a .tar.gz archive") as raw, gzip.GzipFile(fileobj=raw) as file:
+        return _Archive(file, os.fspath(path), limits).members()
 
 
 class _Archive:

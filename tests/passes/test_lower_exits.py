@@ -214,7 +214,8 @@ def test_a_network_without_a_last_exit_is_refused() -> None:
 @pytest.fixture(scope="module")
 def published() -> tuple[Graph, Store]:
     """B-LeNet with the weights its authors trained."""
-    arrays = np.load(golden("branchynet/lenet_mnist_100.npz"))
+    with np.load(golden("branchynet/lenet_mnist_100.npz")) as stored:
+        arrays = dict(stored)
     graph, store = b_lenet(), Store()
     for state in graph.states:
         store[state] = arrays[exchange_name(state)]
@@ -229,7 +230,8 @@ ENTROPY = {"mnist": 2e-6, "random": 5e-6}
 @pytest.mark.parametrize("source", ENTROPY)
 def test_logits_and_entropies_of_the_published_network(published, source: str) -> None:  # type: ignore[no-untyped-def]
     graph, store = published
-    recorded = np.load(golden("branchynet/lenet_reference_io.npz"))
+    with np.load(golden("branchynet/lenet_reference_io.npz")) as stored:
+        recorded = dict(stored)
     run = compile(specialise(graph, training=False, exits="all"), store=store)
     outputs = run(x=recorded[f"{source}.x"])
     for name in ("exit1", "exit2"):
