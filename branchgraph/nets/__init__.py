@@ -11,6 +11,7 @@ from branchgraph.ir.graph import Graph
 from branchgraph.nets import (
     branchynet,
     connectivity,
+    deepfusion,
     inception,
     paradise,
     reparameterised,
@@ -19,7 +20,9 @@ from branchgraph.nets import (
 from branchgraph.nets.branchynet import b_lenet, lenet
 from branchgraph.nets.catalogue import Catalogue, Network
 
-_FAMILIES = (branchynet, vbranch, paradise, connectivity, reparameterised, inception)
+_FAMILIES = (
+    branchynet, vbranch, paradise, deepfusion, connectivity, reparameterised, inception,
+)  # fmt: skip
 NETWORKS = Catalogue(*(module.NETWORKS for module in _FAMILIES))
 
 
