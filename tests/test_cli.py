@@ -34,7 +34,7 @@ def test_every_command_has_help_with_examples(command: str) -> None:
 
 def test_the_commands_are_those_of_the_design() -> None:
     assert set(main.commands) == {
-        "show", "train", "eval", "sweep", "nets", "passes", "info", "data", "demo",
+        "show", "train", "eval", "sweep", "convert", "nets", "passes", "info", "data", "demo",
     }  # fmt: skip
 
 

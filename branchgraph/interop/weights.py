@@ -61,8 +61,8 @@ def _npz(path: Path) -> dict[str, np.ndarray]:
     with open_npz(path) as archive:
         if any(name.endswith("data.pkl") for name in archive):
             raise FormatError(
-                f"{path}: a PyTorch file, which holds a pickle, and pickles are never loaded; write "
-                "it again: safetensors.torch.save_file(model.state_dict(), 'NAME.safetensors')"
+                f"{path}: a PyTorch file, which holds a pickle, and pickles are never loaded; "
+                "write it again: safetensors.torch.save_file(model.state_dict(), 'N.safetensors')"
             )
         found = {name: archive[name] for name in archive}
     return {name: array for name, array in found.items() if array is not None}

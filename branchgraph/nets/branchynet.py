@@ -323,4 +323,8 @@ def b_resnet(
     return _resnet("b_resnet", form, blocks, detach_shortcut, heads)
 
 
-NETWORKS = family("BranchyNet", lenet, b_lenet, alexnet, b_alexnet, resnet_a, b_resnet)
+NETWORKS = (
+    *family("BranchyNet", lenet),
+    *family("BranchyNet", b_lenet, exchange=exchange_name),
+    *family("BranchyNet", alexnet, b_alexnet, resnet_a, b_resnet),
+)

@@ -13,6 +13,7 @@ from typing import Any
 from branchgraph.ir.errors import FormatError
 from branchgraph.ir.graph import Graph
 from branchgraph.ir.spec import arguments_for, parse_spec
+from branchgraph.ir.state import State
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,8 @@ class Network:
     name: str
     build: Callable[..., Graph]
     family: str
+    #: The name under which weights of a state are exchanged; its own where there is none.
+    exchange: Callable[[State], str] = lambda state: state.name
 
     @property
     def options(self) -> dict[str, Any]:
@@ -57,10 +60,15 @@ class Catalogue(dict[str, Network]):
         `resnet18` is short for `resnet:depth=18` where the network has that option and no other has
         the name. Raises `FormatError` for an unknown network or option, listing what there is.
         """
+        found, raw = self.find(spec)
+        return found.declare(raw)
+
+    def find(self, spec: str) -> tuple[Network, dict[str, str]]:
+        """The network function that `spec` names, and the options it gives, as text."""
         name, raw = parse_spec(spec)
         if name not in self:
             name, raw = self._with_depth(name, raw)
-        return self[name].declare(raw)
+        return self[name], raw
 
     def _with_depth(self, name: str, raw: dict[str, str]) -> tuple[str, dict[str, str]]:
         match = re.fullmatch(r"(\w*?[A-Za-z])(\d+)", name)
@@ -72,6 +80,9 @@ class Catalogue(dict[str, Network]):
         return short, {**raw, "depth": match.group(2)}
 
 
-def family(name: str, *builds: Callable[..., Graph]) -> tuple[Network, ...]:
+def family(
+    name: str, *builds: Callable[..., Graph], exchange: Callable[[State], str] | None = None
+) -> tuple[Network, ...]:
     """Networks of one family, each under the name of its function."""
-    return tuple(Network(build.__name__, build, name) for build in builds)
+    named = {} if exchange is None else {"exchange": exchange}
+    return tuple(Network(build.__name__, build, name, **named) for build in builds)

@@ -442,4 +442,5 @@ def resnet_imagenet(classes: int = 1000, size: int = 224, form: str = "final") -
 NETWORKS = family(
     "Deep Fusion",
     plain, resnet, half, side, cross, fuse3, fuse6, ensemble, cross_imagenet, resnet_imagenet,
+    exchange=exchange_name,
 )  # fmt: skip

@@ -183,16 +183,13 @@ _KEYS = tuple(
 )
 
 
-def reference_names(graph: Graph) -> dict[State, str]:
-    """The reference's PyTorch key of every state, for example `layer1.0.conv1.ori_conv.weight`.
+def exchange_name(state: State) -> str:
+    """The reference's PyTorch key of a state, for example `layer1.0.conv1.ori_conv.weight`.
 
     It serves the networks and, declared alone, the blocks of this family. SE, GE and CBAM ResNets
     are not in the reference: keys of their gates begin with the block's, `layer1.0.se.fc.0.weight`.
     """
-    return {s: _reference_name(s.name) for s in graph.states}
-
-
-def _reference_name(name: str) -> str:
+    name = state.name
     for ours, theirs in _KEYS:
         name = ours.sub(theirs, name)
     return name
@@ -200,5 +197,5 @@ def _reference_name(name: str) -> str:
 
 NETWORKS = family(
     "ParaDise", imagenet_resnet, pd_a_resnet, pd_b_resnet, ac_resnet, se_resnet, ge_resnet,
-    cbam_resnet, pd_perceptron,
+    cbam_resnet, pd_perceptron, exchange=exchange_name,
 )  # fmt: skip

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from builders import images
 
-from branchgraph.ir.cost import cost, node_macs
+from branchgraph.ir.cost import node_macs
 from branchgraph.ir.errors import FormatError, GraphError
 from branchgraph.ir.graph import Graph
 from branchgraph.ir.hash import structural_hash
@@ -96,23 +96,6 @@ def segments(graph: Graph) -> list[tuple[int, int]]:
 @pytest.mark.parametrize("spec", SEGMENTS)
 def test_segments_have_the_published_parameters_and_macs(spec: str) -> None:
     assert segments(network(spec)) == SEGMENTS[spec]
-
-
-@pytest.mark.parametrize(
-    ("spec", "parameters", "macs"),
-    [
-        ("lenet", 67_824, 1_140_070),
-        ("alexnet", 544_074, 28_247_296),
-        ("resnet_a", 275_530, 40_556_160),
-        ("resnet_a:blocks=18", 1_737_130, 252_892_800),
-        ("resnet_a:blocks=18,form=original", 1_737_130, 232_411_968),
-    ],
-)
-def test_main_networks_have_the_published_parameters_and_macs(
-    spec: str, parameters: int, macs: int
-) -> None:
-    found = cost(network(spec)).per_sample()
-    assert (found.parameters, found.macs) == (parameters, macs)
 
 
 @pytest.mark.parametrize(

@@ -108,50 +108,6 @@ def test_merge_and_run_has_the_parameters_of_the_layer_table(
 
 
 @pytest.mark.parametrize(
-    ("name", "at_26", "at_110"),
-    [
-        ("plain", 366_938, 1_727_962),
-        ("resnet", 369_690, 1_730_714),
-        ("cross", 349_402, 1_710_426),
-        ("half", 346_650, 1_707_674),
-        ("side", 343_898, 1_704_922),
-        ("fuse3", 392_506, 1_753_530),
-        ("fuse6", 392_506, 1_753_530),
-        ("ensemble", 392_506, 1_753_530),
-    ],
-)
-def test_networks_have_the_published_parameters(name: str, at_26: int, at_110: int) -> None:
-    assert parameter_count(network(f"{name}:depth=26")) == at_26
-    assert parameter_count(network(f"{name}:depth=110")) == at_110
-
-
-@pytest.mark.parametrize(
-    ("layers", "parameters"),
-    [
-        (12, 349_402), (18, 543_834), (24, 738_266), (30, 932_698), (36, 1_127_130),
-        (48, 1_515_994), (54, 1_710_426), (96, 3_071_450),
-    ],
-)  # fmt: skip
-def test_merge_and_run_has_the_parameters_of_the_depth_table(layers: int, parameters: int) -> None:
-    assert parameter_count(network(f"cross:depth={2 * layers + 2}")) == parameters
-
-
-@pytest.mark.parametrize(
-    ("spec", "parameters"),
-    [
-        ("cross_imagenet", 46_395_048),
-        ("resnet_imagenet", 45_047_464),
-        ("cross_imagenet:form=first", 43_338_024),
-        ("resnet_imagenet:form=first", 44_549_160),
-    ],
-)
-def test_networks_of_imagenet_have_the_published_parameters(spec: str, parameters: int) -> None:
-    graph = network(spec)
-    assert parameter_count(graph) == parameters
-    assert graph.find("global_pool").output.shape[2:] == (1, 1)
-
-
-@pytest.mark.parametrize(
     ("block_depth", "depth", "blocks"),
     [
         (4, 110, (9, 9, 9)), (4, 62, (5, 5, 5)), (4, 98, (8, 8, 8)), (4, 56, (4, 4, 5)),

@@ -16,13 +16,13 @@ from branchgraph.ir.graph import Graph, Value
 from branchgraph.ir.hash import structural_hash
 from branchgraph.ir.interpret import interpret
 from branchgraph.ir.ops.conv import Conv
-from branchgraph.ir.state import Role, Store
+from branchgraph.ir.state import Role, State, Store
 from branchgraph.ir.text import format_graph, parse_graph
 from branchgraph.ir.types import DType
 from branchgraph.ir.verify import verify
 from branchgraph.nets.catalogue import Catalogue
 from branchgraph.nets.imagenet_resnet import resnet
-from branchgraph.nets.paradise import NETWORKS, reference_names
+from branchgraph.nets.paradise import NETWORKS, exchange_name
 from branchgraph.nets.paradise_blocks import BRANCHES, pd_a
 from branchgraph.nets.units import PYTORCH
 from branchgraph.passes.specialise import specialise
@@ -30,6 +30,10 @@ from branchgraph.training.loss import joint_loss
 
 CATALOGUE = Catalogue(NETWORKS)
 DEPTHS = (18, 34, 50, 101, 152)
+
+
+def exchange_names(graph: Graph) -> dict[State, str]:
+    return {s: exchange_name(s) for s in graph.states}
 
 
 @cache
@@ -50,53 +54,12 @@ def paradise_cost(graph: Graph) -> SampleCost:
     return cost(graph, "paradise").per_sample()
 
 
-def functional_relus(graph: Graph) -> int:
-    """ReLUs between GE's down blocks: calls in the reference, and so not in its counts."""
-    inside = [n for n in graph.nodes if "/gather/" in n.path and n.op.opcode == "relu"]
-    return sum(cost_of(n) for n in inside)
-
-
 def cost_of(node) -> int:  # type: ignore[no-untyped-def]
     size = node_macs(node, "paradise")
     return size if isinstance(size, int) else int(size.substitute({"N": 1}))
 
 
 # -- counts ----------------------------------------------------------------------------------------
-
-#: Network to parameters and MACs of one 224x224 image, counted as the reference counts.
-FIGURES = {
-    "imagenet_resnet18": (11_689_512, 1_822_176_768),
-    "imagenet_resnet34": (21_797_672, 3_675_628_032),
-    "imagenet_resnet50": (25_557_032, 4_121_924_096),
-    "imagenet_resnet101": (44_549_160, None),
-    "imagenet_resnet152": (60_192_808, None),
-    "se_resnet18": (11_778_592, 1_823_016_568),
-    "se_resnet50": (28_088_024, 4_129_959_344),
-    "ge_resnet18": (11_752_872, 1_824_974_464),
-    "ge_resnet50": (26_055_464, 4_142_511_872),
-    "cbam_resnet18": (11_779_392, 1_824_689_368),
-    "cbam_resnet50": (28_089_624, 4_139_381_292),
-    "ac_resnet18": (19_028_520, None),
-    "ac_resnet50": (33_116_968, None),
-    "pd_a_resnet18": (30_201_000, 4_654_210_560),
-    "pd_a_resnet34": (57_331_240, 9_629_411_840),
-    "pd_a_resnet50": (44_626_152, 7_244_677_632),
-    "pd_a_resnet101": (80_521_448, None),
-    "pd_a_resnet152": (110_087_400, None),
-    "pd_b_resnet18": (30_273_036, 4_654_282_532),
-    "pd_b_resnet50": (44_705_988, 7_244_757_404),
-    "pd_perceptron": (50_890, None),
-    "pd_perceptron:form=pd_a": (101_780, None),
-    "pd_perceptron:form=pd_b": (156_440, None),
-}
-
-
-@pytest.mark.parametrize("spec", FIGURES)
-def test_parameters_and_macs_are_the_published_ones(spec: str) -> None:
-    graph, (parameters, macs) = network(spec), FIGURES[spec]
-    counted = paradise_cost(graph)
-    assert counted.parameters == parameters
-    assert macs is None or counted.macs - functional_relus(graph) == macs
 
 
 @pytest.mark.parametrize(
@@ -254,7 +217,13 @@ def test_features_of_detectors_have_strides_4_to_32(name: str, depth: int, expan
 
 @pytest.mark.parametrize(
     "spec",
-    [*CATALOGUE, "pd_a_resnet50", "ge_resnet50:features=true", *FIGURES]
+    [
+        *CATALOGUE,
+        "pd_a_resnet50",
+        "ge_resnet50:features=true",
+        "imagenet_resnet152",
+        "pd_b_resnet50",
+    ]
     + [f"{k}:{v}" for k, v in SMALL.items()],
 )
 def test_every_network_verifies_and_its_text_parses_back(spec: str) -> None:
@@ -329,14 +298,14 @@ def test_states_have_the_names_of_the_reference() -> None:
         if layer > 1:
             keys = ("0.weight", *(f"1.{k}" for k in norm))
             expected |= {f"layer{layer}.0.downsample.{key}" for key in keys}
-    names = reference_names(network("pd_b_resnet18"))
+    names = exchange_names(network("pd_b_resnet18"))
     assert set(names.values()) == expected
     assert len(names) == len(expected)
 
 
 @pytest.mark.parametrize("spec", [*(f"{n}50" for n in RESNETS), *SMALL])
 def test_no_two_states_have_one_name(spec: str) -> None:
-    names = reference_names(network(spec))
+    names = exchange_names(network(spec))
     assert len(set(names.values())) == len(names)
     assert not [n for n in names.values() if "/" in n]
 
@@ -345,9 +314,9 @@ def test_bottlenecks_and_gates_have_the_names_of_the_reference() -> None:
     assert {
         "layer1.0.conv1.weight", "layer1.0.bn1.running_var", "layer1.0.conv2.fc.2.bias",
         "layer1.0.conv3.weight", "layer1.0.bn3.bias", "layer1.0.downsample.1.weight",
-    } <= set(reference_names(network("pd_b_resnet50")).values())  # fmt: skip
-    assert "layer1.0.se.fc.0.weight" in reference_names(network("se_resnet18")).values()
-    assert "layer1.0.bn2.weight" in reference_names(network("se_resnet18")).values()
+    } <= set(exchange_names(network("pd_b_resnet50")).values())  # fmt: skip
+    assert "layer1.0.se.fc.0.weight" in exchange_names(network("se_resnet18")).values()
+    assert "layer1.0.bn2.weight" in exchange_names(network("se_resnet18")).values()
 
 
 # -- refusals --------------------------------------------------------------------------------------

@@ -19,14 +19,18 @@ from branchgraph.ir.functions import reduce_sum
 from branchgraph.ir.gradient import vjp
 from branchgraph.ir.graph import Graph, Value
 from branchgraph.ir.interpret import interpret
-from branchgraph.ir.state import Role, Store
+from branchgraph.ir.state import Role, State, Store
 from branchgraph.ir.types import DType
-from branchgraph.nets.paradise import pd_perceptron, reference_names
+from branchgraph.nets.paradise import exchange_name, pd_perceptron
 from branchgraph.nets.paradise_blocks import BRANCHES, ac, cbam, chosen, ge, pd_a, pd_b, se
 from branchgraph.passes.specialise import specialise
 
 Arrays = Mapping[str, np.ndarray]
 Block = Callable[[Value], Value]
+
+
+def exchange_names(graph: Graph) -> dict[State, str]:
+    return {s: exchange_name(s) for s in graph.states}
 
 
 @cache
@@ -49,7 +53,7 @@ def declared(block: Block, x: np.ndarray) -> Graph:
 
 def keys(graph: Graph) -> dict:  # type: ignore[type-arg]
     """The reference's key of each state, without the name of the block itself."""
-    return {s: key.partition(".")[2] for s, key in reference_names(graph).items()}
+    return {s: key.partition(".")[2] for s, key in exchange_names(graph).items()}
 
 
 def store_of(graph: Graph, arrays: Arrays, prefix: str = "") -> Store:
@@ -188,7 +192,7 @@ def test_perceptrons_agree_with_the_reference(form: str, prefix: str) -> None:
     arrays = recorded("mnist_pd")
     graph = pd_perceptron(form)
     graph.output("y", log_softmax(graph.outputs["logits"]))
-    store = Store({s: arrays[prefix + key] for s, key in reference_names(graph).items()})
+    store = Store({s: arrays[prefix + key] for s, key in exchange_names(graph).items()})
     inputs = {"x": arrays[f"{prefix}input"]}
     assert_close(compile(graph, store=store).run(inputs)["y"], arrays[f"{prefix}output_f64"], form)
     exact = interpret(graph, inputs, store, DType.F64).outputs["y"]
