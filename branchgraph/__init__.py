@@ -38,8 +38,9 @@ from branchgraph.ir.optimisers import SGD, Adam, MomentumSGD
 from branchgraph.ir.state import Role, State, Store
 from branchgraph.ir.text import format_graph, parse_graph
 from branchgraph.nets import network
-from branchgraph.passes.base import Pass, Pipeline
+from branchgraph.passes.base import Pass
 from branchgraph.passes.materialise import evaluate_origin, materialise
+from branchgraph.passes.pipeline import Pipeline
 from branchgraph.passes.specialise import specialise
 from branchgraph.training import Training, joint_loss, train
 

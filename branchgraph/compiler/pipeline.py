@@ -11,8 +11,8 @@ from branchgraph.ir.graph import Graph
 from branchgraph.ir.hash import canonical_states, structural_hash
 from branchgraph.ir.state import Store
 from branchgraph.ir.verify import declared_ops, verify
-from branchgraph.passes.base import Pipeline
 from branchgraph.passes.clean import Canonical, CommonSubexpressions, Constants, DeadCode
+from branchgraph.passes.pipeline import Pipeline
 from branchgraph.passes.specialise import specialise
 
 #: What every graph goes through before it is scheduled.

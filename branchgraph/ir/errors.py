@@ -31,6 +31,10 @@ class RefusalError(GraphError):
     """A pass declined to rewrite because its algebra would not hold."""
 
 
+class ClaimError(GraphError):
+    """A pass changed values that it claims to keep."""
+
+
 class FormatError(BranchgraphError):
     """A text, file or specification string cannot be read."""
 

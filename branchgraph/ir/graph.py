@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextvars import ContextVar
+from itertools import islice
 from typing import NamedTuple
 
 from branchgraph.ir.dims import DimLike, as_shape
@@ -366,6 +367,18 @@ class Graph:
                 if part.branch:
                     found.setdefault(path(node.scope[: depth + 1]), []).append(node)
         return found
+
+    def __contains__(self, node: object) -> bool:
+        return node in self._nodes
+
+    def latest(self, count: int) -> list[Node]:
+        """The `count` nodes that were made last, the first of them first."""
+        return list(islice(reversed(self._nodes), count))[::-1]
+
+    @property
+    def size(self) -> int:
+        """How many nodes there are, which `nodes` would have to list."""
+        return len(self._nodes)
 
     def find(self, name: str) -> Node:
         """The node with path or name `name`, or `GraphError` listing near names."""

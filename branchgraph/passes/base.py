@@ -9,19 +9,29 @@ what it matched and what it refused and why.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 from branchgraph.ir.attributes import Attributes, field_types
 from branchgraph.ir.cost import cost
 from branchgraph.ir.errors import FormatError
-from branchgraph.ir.graph import Graph, Node
+from branchgraph.ir.extract import extract
+from branchgraph.ir.graph import Graph, Node, Value
 from branchgraph.ir.rebuild import clone
 from branchgraph.ir.spec import arguments_for, format_spec, parse_spec
 from branchgraph.ir.verify import verify
 
 Claim = Literal["equal", "exact", "different"]
+
+
+@dataclass(frozen=True)
+class Region:
+    """What one match replaced: the part before and after, as graphs over the same inputs."""
+
+    where: str
+    before: Graph
+    after: Graph
 
 
 @dataclass
@@ -31,17 +41,35 @@ class Report:
     name: str
     matches: list[str] = field(default_factory=list)
     refusals: list[tuple[str, str]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     parameters: tuple[int, int] = (0, 0)
     macs: tuple[int, int] = (0, 0)
     seconds: float = 0.0
+    #: Parts that were rewritten, if `known` was given.
+    regions: list[Region] = field(default_factory=list)
+    #: Nodes that were there before the pass; recording regions needs them.
+    known: frozenset[Node] | None = None
 
-    def matched(self, node: Node | str) -> None:
-        """Note that the pass rewrote `node`."""
+    def matched(
+        self, node: Node | str, *, before: Sequence[Value] = (), after: Sequence[Value] = ()
+    ) -> None:
+        """Note that the pass rewrote `node`.
+
+        `before` and `after` are the values that were replaced and those that took their place, in
+        one order; give them while the old nodes are still there, so that the part can be compared
+        by itself.
+        """
         self.matches.append(_describe(node))
+        if self.known is not None and before:
+            self.regions.append(_region(_describe(node), before, after, self.known))
 
     def refused(self, node: Node | str, reason: str) -> None:
         """Note that the pass left `node` alone, and why."""
         self.refusals.append((_describe(node), reason))
+
+    def noted(self, text: str) -> None:
+        """Add a line that is neither a match nor a refusal."""
+        self.notes.append(text)
 
     def __str__(self) -> str:
         lines = [
@@ -50,7 +78,31 @@ class Report:
             f"MACs {self.macs[0]:,} -> {self.macs[1]:,}"
         ]
         lines += (f"  refused {where}: {why}" for where, why in self.refusals)
+        lines += (f"  {note}" for note in self.notes)
         return "\n".join(lines)
+
+
+def _region(
+    where: str, before: Sequence[Value], after: Sequence[Value], known: frozenset[Node]
+) -> Region:
+    """Both parts, cut where the new nodes read what was there before."""
+    old = [v for v in after if v.producer is None or v.producer in known]
+    made = _made(after, known)
+    reads = (v for node in made for v in node.inputs if v.state is None)
+    boundary = dict.fromkeys([*old, *(v for v in reads if v.producer not in made)])
+    return Region(where, extract(before, boundary), extract(after, boundary))
+
+
+def _made(values: Sequence[Value], known: frozenset[Node]) -> dict[Node, None]:
+    """Nodes below `values` that were not there before."""
+    found: dict[Node, None] = {}
+    pending = [v.producer for v in values]
+    while pending:
+        node = pending.pop()
+        if node is not None and node not in known and node not in found:
+            found[node] = None
+            pending += [v.producer for v in node.inputs]
+    return found
 
 
 def _describe(node: Node | str) -> str:
@@ -91,10 +143,10 @@ class Pass(Attributes):
         """Change `graph`, a copy that the pass owns."""
         raise NotImplementedError(self.spelling)
 
-    def run(self, graph: Graph) -> Result:
-        """The rewritten graph, verified, with the report."""
+    def run(self, graph: Graph, *, record: bool = False) -> Result:
+        """The rewritten graph, verified, with the report; `record` keeps what was rewritten."""
         report = Report(self.name)
-        new = self._rewritten(graph, report)
+        new = self._rewritten(graph, report, record)
         before, after = cost(graph).per_sample(), cost(new).per_sample()
         report.parameters = before.parameters, after.parameters
         report.macs = before.macs, after.macs
@@ -104,9 +156,11 @@ class Pass(Attributes):
         """The rewritten graph, verified; nothing is counted."""
         return self._rewritten(graph, Report(self.name))
 
-    def _rewritten(self, graph: Graph, report: Report) -> Graph:
+    def _rewritten(self, graph: Graph, report: Report, record: bool = False) -> Graph:
         start = time.perf_counter()
         new = clone(graph)
+        if record:
+            report.known = frozenset(new.nodes)
         self.rewrite(new, report)
         verify(new)
         report.seconds = time.perf_counter() - start
@@ -123,27 +177,3 @@ class Pass(Attributes):
             return cls(**arguments_for(raw, field_types(cls), f"pass {name}"))
         except TypeError as error:
             raise FormatError(f"pass {name}: {error}") from None
-
-
-#: Called after each pass of a pipeline with the pass, the graph before it and its result.
-Instrument = Callable[[Pass, Graph, Result], None]
-
-
-@dataclass(frozen=True)
-class Pipeline:
-    """Passes one after another; instruments watch every step."""
-
-    passes: tuple[Pass, ...]
-    instruments: tuple[Instrument, ...] = ()
-
-    def apply(self, graph: Graph) -> Graph:
-        """The graph after all passes."""
-        for step in self.passes:
-            if not self.instruments:
-                graph = step.apply(graph)
-                continue
-            result = step.run(graph)
-            for instrument in self.instruments:
-                instrument(step, graph, result)
-            graph = result.graph
-        return graph

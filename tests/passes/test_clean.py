@@ -22,8 +22,9 @@ from branchgraph.ir.state import State
 from branchgraph.ir.text import format_graph
 from branchgraph.ir.types import DType
 from branchgraph.ir.verify import verify
-from branchgraph.passes.base import Pass, Pipeline, Result
+from branchgraph.passes.base import Pass, Result
 from branchgraph.passes.clean import Canonical, CommonSubexpressions, Constants, DeadCode
+from branchgraph.passes.pipeline import Pipeline
 from branchgraph.passes.specialise import specialise
 from branchgraph.training import joint_loss
 
