@@ -56,6 +56,24 @@ def test_passes_lists_claims_and_options() -> None:
     assert "after=required" in text
 
 
+def test_passes_explain_what_they_do_and_where_parameters_come_from() -> None:
+    spec = "resnet_a:blocks=1"
+    text = run("passes", "specialise", "fold_batch_norm", "--explain", spec, "--verify").output
+    assert "fold_batch_norm: 7 matched, 0 refused" in text
+    assert "matched stage2/block1/body/unit1/bn" in text
+    assert "stem/conv.weight f32[16, 3, 3, 3] from " in text
+    assert "stem/bn.gamma" in text
+    assert text.endswith("all claims hold\n")
+    refused = run("passes", "fold_batch_norm", "--explain", spec).output
+    assert "refused stem/bn: its statistics are not fixed" in refused
+
+
+def test_show_keeps_the_steps(tmp_path: Path) -> None:
+    steps = tmp_path / "steps"
+    run("show", "lenet", "--pass", "insert_exits:after=conv1", "--steps", str(steps))
+    assert (steps / "1-insert_exits.svg").exists()
+
+
 def test_show_draws_text_without_an_output_file() -> None:
     text = run("show", "lenet", "--pass", "insert_exits:after=conv1").output
     assert "branch exit1" in text
@@ -202,6 +220,8 @@ def test_the_demo_writes_what_it_says(tmp_path: Path) -> None:
         (("train", DIGITS, "-o", "x.bg", "--backend", "abacus"), "no backend 'abacus'"),
         (("train", DIGITS, "-o", "x.bg", "--optimiser", "sgd:speed=1"), "has no option 'speed'"),
         (("train", DIGITS, "-o", "x.bg", "--learning-rate", "1e30"), "try a lower --learning-rate"),
+        (("passes", "melt", "--explain", "lenet"), "unknown pass 'melt'"),
+        (("passes", "dead_code"), "name the network"),
         (("eval", "missing.bg"), "missing.bg"),
         (("info", "missing.bg"), "missing.bg"),
         (("info", "nothing"), "unknown network 'nothing'"),

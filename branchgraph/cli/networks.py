@@ -13,8 +13,11 @@ import click
 from branchgraph.cli.sources import read, rewritten
 from branchgraph.ir.cost import cost
 from branchgraph.ir.errors import FormatError
+from branchgraph.ir.graph import Graph
 from branchgraph.nets import NETWORKS, Network
 from branchgraph.passes.base import Pass
+from branchgraph.passes.materialise import materialise, provenance
+from branchgraph.passes.pipeline import Pipeline, Reports
 
 
 @click.command()
@@ -25,9 +28,13 @@ from branchgraph.passes.base import Pass
     "--collapse/--no-collapse", default=True, show_default=True, help="Draw repeated parts once."
 )
 @click.option("--states", is_flag=True, help="Draw parameters and statistics too.")
+@click.option(
+    "--steps", type=click.Path(path_type=Path), help="Folder for text and picture of every step."
+)
 def show(
-    source: str, passes: tuple[str, ...], output: Path | None, collapse: bool, states: bool
-) -> None:
+    source: str, passes: tuple[str, ...], output: Path | None, collapse: bool, states: bool,
+    steps: Path | None,
+) -> None:  # fmt: skip
     """Draw a network, by specification string or file.
 
     \b
@@ -38,7 +45,13 @@ def show(
     from branchgraph.show.render import DrawingWarning, render
     from branchgraph.show.text import to_text
 
-    graph = rewritten(read(source)[0], passes)
+    graph = read(source)[0]
+    if steps is not None:
+        from branchgraph.show.snapshots import Snapshots
+
+        watched = Pipeline(tuple(map(Pass.from_spec, passes)), (Snapshots(steps),))
+        watched.apply(graph)
+    graph = rewritten(graph, passes)
     if output is None:
         click.echo(to_text(graph, states=states, collapse=collapse))
         return
@@ -91,22 +104,50 @@ def _facts(net: Network) -> dict[str, Any]:
 
 
 @click.command()
-def passes() -> None:
-    """List the passes with their options and what they claim.
-
-    \b
-    branchgraph passes
-    branchgraph show lenet --pass insert_exits:after=conv1
+@click.argument("specs", nargs=-1, metavar="[SPEC]...")
+@click.option(
+    "--explain", metavar="NET_OR_FILE", help="Apply the passes to it and say what they do."
+)
+@click.option("--verify", is_flag=True, help="Check every claim with numbers, too.")
+def passes(specs: tuple[str, ...], explain: str | None, verify: bool) -> None:
+    """List the passes with their options and claims, or explain what some do to a network.
 
     A pass claims to be `equal` (the same values), `exact` (the same real function) or `different`
     (another network, on purpose).
+
+    \b
+    branchgraph passes
+    branchgraph passes specialise fold_batch_norm --explain resnet_a --verify
+    branchgraph show lenet --pass insert_exits:after=conv1
     """
+    if explain is not None:
+        _explain(read(explain)[0], specs, verify)
+        return
+    if specs or verify:
+        raise FormatError("name the network that the passes are to be explained on: --explain NET")
     for name, cls in sorted(Pass.registry.items()):
         summary = (cls.__doc__ or "").strip().partition("\n")[0]
         click.echo(f"{name} ({cls.claim}): {summary}")
         options = _pass_options(cls)
         if options:
             click.echo("    options: " + options)
+
+
+def _explain(graph: Graph, specs: tuple[str, ...], verify: bool) -> None:
+    """Every step's report with its matches, then where each new parameter comes from."""
+    reports = Reports()
+    steps = tuple(Pass.from_spec(spec) for spec in specs)
+    graph = Pipeline(steps, (reports,), verify).apply(graph)
+    for report in reports.reports:
+        click.echo(str(report))
+        for match in report.matches:
+            click.echo(f"  matched {match}")
+    _, origin = materialise(graph)
+    for state, sources in provenance(origin).items():
+        names = ", ".join(s.name for s in sources)
+        click.echo(f"{state.name} {state.type} from {names}")
+    if verify:
+        click.echo("all claims hold")
 
 
 def _pass_options(cls: type[Pass]) -> str:

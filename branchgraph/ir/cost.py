@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from branchgraph.ir.dims import DimLike
 from branchgraph.ir.errors import FormatError
-from branchgraph.ir.graph import Graph, Node
+from branchgraph.ir.graph import Graph, Node, Value
 from branchgraph.ir.ops.activation import Elu, LeakyRelu, Relu
 from branchgraph.ir.ops.conv import Conv
 from branchgraph.ir.ops.linear import Dense
@@ -21,6 +21,7 @@ from branchgraph.ir.ops.norm import BatchNorm, BatchNormInference, BatchNormTrai
 from branchgraph.ir.ops.pool import AveragePool, MaxPool
 from branchgraph.ir.ops.sample_conv import SampleConv
 from branchgraph.ir.state import Role
+from branchgraph.ir.static import frontier, static_values
 
 Rule = Callable[[Node], DimLike]
 
@@ -120,6 +121,39 @@ def cost(graph: Graph, mode: str = "plain") -> GraphCost:
         for value in node.outputs:
             activation_bytes = activation_bytes + value.type.nbytes
     return GraphCost(macs, parameter_count(graph), activation_bytes)
+
+
+def deployed_cost(graph: Graph) -> SampleCost:
+    """Cost for one sample once parameter expressions are evaluated (`materialise`).
+
+    Work of static nodes counts nothing, and parameters are the trained arrays, or results of
+    expressions over them, that the rest of the graph reads.
+    """
+    static = static_values(graph)
+    macs: DimLike = 0
+    activation_bytes: DimLike = 0
+    for node in graph.nodes:
+        if node.outputs and node.outputs[0] in static:
+            continue
+        macs = macs + node_macs(node)
+        for value in node.outputs:
+            activation_bytes = activation_bytes + value.type.nbytes
+    return GraphCost(macs, _deployed_parameters(graph, static), activation_bytes).per_sample()
+
+
+def _deployed_parameters(graph: Graph, static: set[Value]) -> int:
+    """Elements of what the rest reads, of kinds that are trained."""
+    if graph.updates:
+        return parameter_count(graph)
+    trained = {v for s, v in graph.reads.items() if s.role is Role.PARAMETER}
+    for node in graph.nodes:
+        if node.outputs[0] in static and any(v in trained for v in node.inputs):
+            trained.update(node.outputs)
+    return sum(_elements(_concrete(v)) for v in frontier(graph, static) if v in trained)
+
+
+def _concrete(value: Value) -> tuple[int, ...]:
+    return tuple(d for d in value.shape if isinstance(d, int))
 
 
 def parameter_count(graph: Graph) -> int:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 from branchgraph.ir.attributes import Attributes, field_types
-from branchgraph.ir.cost import cost
+from branchgraph.ir.cost import deployed_cost
 from branchgraph.ir.errors import FormatError
 from branchgraph.ir.extract import extract
 from branchgraph.ir.graph import Graph, Node, Value
@@ -147,7 +147,7 @@ class Pass(Attributes):
         """The rewritten graph, verified, with the report; `record` keeps what was rewritten."""
         report = Report(self.name)
         new = self._rewritten(graph, report, record)
-        before, after = cost(graph).per_sample(), cost(new).per_sample()
+        before, after = deployed_cost(graph), deployed_cost(new)
         report.parameters = before.parameters, after.parameters
         report.macs = before.macs, after.macs
         return Result(new, report)

@@ -19,25 +19,12 @@ from branchgraph.ir.ops.merge import Concat
 from branchgraph.ir.ops.reshape import Embed, Reshape, Slice, Split, Transpose
 from branchgraph.ir.rebuild import Rebuild, clone, clone_with_map
 from branchgraph.ir.state import Role, State, Store
+from branchgraph.ir.static import frontier, static_values
 from branchgraph.ir.types import DType
 from branchgraph.passes.clean import DeadCode, nodes_below
 
 #: Ops that only move elements: an optimiser slot moves as its parameter does.
 _MOVES = (Slice, Embed, Split, Concat, Reshape, Transpose)
-
-
-def static_values(graph: Graph) -> set[Value]:
-    """Values whose leaves are states that `graph` does not update (and at least one state)."""
-    static = {v for s, v in graph.reads.items() if s not in graph.updates}
-    fixed = set(static)
-    for node in graph.nodes:
-        if node.op.declared or node.op.introduces or node.op.symbolic:
-            continue
-        if all(v in fixed for v in node.inputs):
-            fixed.update(node.outputs)
-            if node.inputs and any(v in static for v in node.inputs):
-                static.update(node.outputs)
-    return static
 
 
 def materialise(graph: Graph) -> tuple[Graph, Graph]:
@@ -48,21 +35,11 @@ def materialise(graph: Graph) -> tuple[Graph, Graph]:
     """
     new, mapped = clone_with_map(graph)
     static = {mapped[v] for v in static_values(graph)}
-    frontier = [
-        v for node in new.nodes for v in node.outputs if v in static and _leaves(v, static, new)
-    ]
-    states = {v: _state_for(v) for v in frontier}
+    states = {v: _state_for(v) for v in frontier(new, static) if v.producer is not None}
     origin = _origin(new, states)
     for value, state in states.items():
         new.replace(value, new.read(state))
     return DeadCode().apply(new), origin
-
-
-def _leaves(value: Value, static: set[Value], graph: Graph) -> bool:
-    """Whether something that is not static reads the value."""
-    return value in graph.roots or any(
-        output not in static for user in value.users for output in user.outputs
-    )
 
 
 def _state_for(value: Value) -> State:
@@ -95,6 +72,18 @@ def evaluate_origin(origin: Graph, store: Store) -> None:
     """Give the new states of `origin` their values, computed in float64 and cast once."""
     for state, value in interpret(origin, {}, store, precision=DType.F64).updates.items():
         store[state] = value
+
+
+def provenance(origin: Graph) -> dict[State, list[State]]:
+    """For each new state of an origin, the states it is computed from, in order of first use."""
+    found: dict[State, list[State]] = {}
+    for state, value in origin.updates.items():
+        below = nodes_below([value.producer]) if value.producer else set()
+        reads = {v.state for n in below for v in n.inputs if v.state is not None}
+        if value.state is not None:
+            reads.add(value.state)
+        found[state] = [s for s in origin.states if s in reads]
+    return found
 
 
 @dataclass

@@ -7,11 +7,15 @@ Nothing else changes, so one declared graph serves both.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal
 
+from branchgraph.ir.errors import GraphError
 from branchgraph.ir.graph import Graph, Node, Value
 from branchgraph.ir.lowering import Lowering, Timing
 from branchgraph.ir.rebuild import Rebuild
+from branchgraph.ir.verify import declared_ops
+from branchgraph.passes.base import Pass, Report
 from branchgraph.passes.lower_exits import lower_exits
 
 
@@ -55,3 +59,24 @@ def specialise(
     if not training and exits == "select":
         graph = lower_exits(graph)
     return _Specialise(graph, training, statistics, randomness).run()
+
+
+@dataclass(frozen=True)
+class Specialise(Pass, spelling="specialise", claim="different"):
+    """Choose training or inference, as a step before passes that need plain ops.
+
+    `exits` is `all` (every exit for every row) or `select`.
+    """
+
+    training: bool = False
+    exits: str = "all"
+
+    def check(self) -> None:
+        if self.exits not in ("all", "select"):
+            raise GraphError(f"specialise: exits is all or select, got {self.exits!r}")
+
+    def _rewritten(self, graph: Graph, report: Report, record: bool = False) -> Graph:
+        for node in declared_ops(graph):
+            report.matched(node)
+        exits: Literal["select", "all"] = "select" if self.exits == "select" else "all"
+        return specialise(graph, training=self.training, exits=exits)

@@ -16,6 +16,7 @@ import numpy as np
 
 from branchgraph.compiler import Executable, compile
 from branchgraph.data import batches
+from branchgraph.ir.errors import GraphError
 from branchgraph.ir.gradient import differentiate
 from branchgraph.ir.graph import Graph
 from branchgraph.ir.optimisers import Optimiser
@@ -63,6 +64,8 @@ def train(
     each epoch for more quantities to record. `inputs` are fed besides the data (`learning_rate`,
     `exit1.weight`, ...).
     """
+    if len(x) != len(labels):
+        raise GraphError(f"training needs a label an example, got {len(x)} and {len(labels)}")
     progress = Progress() if progress is None else progress
     while progress.epoch < epochs:
         epoch = progress.epoch

@@ -115,3 +115,9 @@ def test_labels_outside_the_classes_are_named() -> None:
     training = Training.of(branchy(), Adam())
     with pytest.raises(ShapeError, match=r"labels run from 3 to 12, expected 0..9"):
         training.step(x=images(2, channels=1, size=8), labels=np.array([3, 12]))
+
+
+def test_examples_without_labels_are_refused() -> None:
+    training = Training.of(branchy(), Adam())
+    with pytest.raises(GraphError, match="a label an example, got 4 and 3"):
+        train(training, images(4, channels=1, size=8), np.arange(3), epochs=1, batch=2)

@@ -1,0 +1,78 @@
+"""Training that goes on after a pass."""
+
+from __future__ import annotations
+
+import numpy as np
+from builders import images
+
+from branchgraph.compiler import compile
+from branchgraph.ir.builder import batch_norm, concat, conv, dense, global_average_pool, relu
+from branchgraph.ir.graph import Graph
+from branchgraph.ir.hooks import WeightDecay
+from branchgraph.ir.ops.reshape import Slice
+from branchgraph.ir.optimisers import Adam
+from branchgraph.ir.state import Role
+from branchgraph.passes.fold_batch_norm import FoldBatchNorm
+from branchgraph.passes.materialise import provenance
+from branchgraph.passes.specialise import specialise
+from branchgraph.training import Training, train
+from branchgraph.training.rewriting import continued
+
+
+def network() -> Graph:
+    graph = Graph("net")
+    h = relu(batch_norm(conv(graph.input("x", ("N", 3, 6, 6)), 4, 3, pad=1, name="conv")))
+    graph.output("logits", dense(global_average_pool(h), 5, name="fc"))
+    return graph
+
+
+def trained() -> tuple[Graph, Training]:
+    graph = network()
+    training = Training.of(graph, Adam(hooks=(WeightDecay(1e-3),)), seed=1)
+    x, labels = images(40), np.arange(40) % 5
+    train(training, x, labels, epochs=3, batch=8)
+    return graph, training
+
+
+def test_a_folded_network_trains_on_from_where_it_was() -> None:
+    graph, training = trained()
+    folded = FoldBatchNorm().apply(specialise(graph, training=False))
+    x = images(7)
+    before = compile(graph, store=training.store)(x=x)["logits"]
+    found = continued(training, folded)
+    after = compile(found.graph, store=found.training.store)(x=x)["logits"]
+    np.testing.assert_allclose(after, before, rtol=1e-4, atol=1e-5)
+    assert {s.name for s in found.reset} == {"conv.weight", "conv.bias"}
+    assert "optimiser slots reset for conv.weight" in str(found)
+    sources = {s.name: {o.name for o in below} for s, below in provenance(found.origin).items()}
+    assert "batch_norm.gamma" in sources["conv.weight"]
+    labels = np.arange(7) % 5
+    losses = [float(found.training.step(x=x, labels=labels)["loss"]) for _ in range(30)]
+    assert losses[-1] < losses[0]
+
+
+def test_slots_move_with_parameters_that_only_move() -> None:
+    graph = Graph("net")
+    x = graph.input("x", ("N", 3, 6, 6))
+    h = conv(x, 4, 3, pad=1, name="conv")
+    graph.output("logits", dense(global_average_pool(relu(h)), 5, name="fc"))
+    training = Training.of(graph, Adam(), seed=1)
+    train(training, images(40), np.arange(40) % 5, epochs=2, batch=8)
+    weight = next(s for s in graph.states if s.name == "conv.weight")
+    swapped = Graph("swapped")
+    w = swapped.read(weight)
+    halves = [swapped.emit(Slice(axis=0, start=k, size=2), w) for k in (2, 0)]
+    h = conv(swapped.input("x", ("N", 3, 6, 6)), 4, 3, pad=1, weight=concat(*halves, axis=0))
+    swapped.output("logits", dense(global_average_pool(relu(h)), 5, name="fc"))
+    found = continued(training, swapped)
+    assert not found.reset
+    assert str(found) == "all optimiser slots carried"
+    (new,) = (s for s in found.graph.states if s.shape == (4, 3, 3, 3))
+    old_slot = training.optimiser.slots[weight, "m"]
+    new_slot = found.training.optimiser.slots[new, "m"]
+    assert new_slot.role is Role.SLOT
+    value = training.store[old_slot]
+    assert np.abs(value).max() > 0
+    np.testing.assert_array_equal(
+        found.training.store[new_slot], np.concatenate([value[2:], value[:2]])
+    )
