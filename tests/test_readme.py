@@ -54,7 +54,9 @@ def test_the_drawing_commands_run_as_they_stand(
     assert list(tmp_path.glob("*.svg"))
 
 
-@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "docs/architecture.md"])
+@pytest.mark.parametrize(
+    "page", ["README.md", "CONTRIBUTING.md", "docs/architecture.md", "docs/networks.md"]
+)
 def test_links_and_pictures_exist(page: str) -> None:
     text = (TOP / page).read_text()
     for target in re.findall(r"\]\(([^)#:]+)\)", text):

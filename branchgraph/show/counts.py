@@ -15,8 +15,9 @@ class Counts:
     """How many things a graph has, and how many of them its picture draws.
 
     `nodes`, `branches` (declared ones), `merges`, `gates` and `exits` count the whole network, but
-    not what only gradients and updates need; `boxes` are layers, merges, gates and exits as drawn,
-    without inputs, outputs and states; `repeats` are the clusters that stand for several.
+    not what only gradients and updates need, nor merges of parameters; `boxes` are layers, merges,
+    gates and exits as drawn, without inputs, outputs and states; `repeats` are the clusters that
+    stand for several.
     """
 
     nodes: int
@@ -32,7 +33,7 @@ def counts(graph: Graph, *, states: bool = False, collapse: bool = True) -> Coun
     """The numbers of `graph` and of its picture with these options."""
     picture = Picture(graph, states=states, collapse=collapse)
     forward = picture.forward
-    of = Counter(kind(n) for n in forward)
+    of = Counter(kind(n) for n in forward if n not in picture.expressions)
     places = {n.scope[: d + 1] for n in forward for d in range(len(n.scope))}
     return Counts(
         nodes=len(forward),

@@ -16,6 +16,7 @@ from branchgraph.ir.ops.constant import Full
 from branchgraph.ir.ops.exit import RELATIONS
 from branchgraph.ir.types import DType, TensorType
 from branchgraph.show.style import is_global_pool
+from branchgraph.show.weighing import gate_of
 
 #: Longest name in a picture; longer ones end in an ellipsis.
 LONGEST_NAME = 48
@@ -156,6 +157,34 @@ def _cut(node: Node) -> str:
     return f"{start}:{stop}{step} of axis {op['axis']}"
 
 
+def _embedded(node: Node) -> str:
+    op = node.op.attributes()
+    axis, start, size = op["axis"], op["start"], op["size"]
+    return f"{start}:{start + node.inputs[0].shape[axis]} of {size} in axis {axis}"
+
+
+def _zeros(node: Node) -> str:
+    """`16 channels in front`, `axis 2 by 1..2`: what a padding adds, and of what value."""
+    op = node.op.attributes()
+    parts = [
+        _added(axis, before, after)
+        for axis, (before, after) in enumerate(zip(op["begin"], op["end"]))
+        if before or after
+    ]
+    return ", ".join([*parts, *[f"of {number(op['value'])}"] * (op["value"] != 0)])
+
+
+def _added(axis: int, before: int, after: int) -> str:
+    if axis == 1 and not (before and after):
+        place = "in front" if before else "behind"
+        return f"{before or after} channels {place}"
+    return f"axis {axis} by {before if before == after else f'{before}..{after}'}"
+
+
+def _resized(node: Node) -> str:
+    return f"{node.op.attributes()['mode']} to {'x'.join(map(str, node.output.shape[2:]))}"
+
+
 def _reduced(node: Node) -> str:
     axes = node.op.attributes()["axes"]
     listed = ("axis " if len(axes) == 1 else "axes ") + ", ".join(map(str, axes))
@@ -228,9 +257,11 @@ _DETAILS: dict[str, Callable[[Node], str]] = {
     "dropout": _attribute("ratio"),
     "random_uniform": _named("stream"),
     "slice": _cut,
-    "embed": _cut,
+    "embed": _embedded,
+    "pad": _zeros,
     "split": _axis,
     "reshape": _nothing,
+    "resize": _resized,
     "broadcast_to": _nothing,
     "reduce_sum": _reduced,
     "reduce_mean": _reduced,
@@ -258,7 +289,6 @@ _WORDS = {
     "elu": "ELU",
     "leaky_relu": "leaky ReLU",
     "lrn": "LRN",
-    "select": "gate",
     "reduce_mean": "mean",
     "reduce_sum": "sum",
     "reduce_max": "maximum",
@@ -275,6 +305,8 @@ _WORDS = {
 def words(node: Node) -> str:
     """The op in words: `max pool`, `ReLU`, `flatten`, `global average pool`."""
     opcode = node.op.opcode
+    if gate_of(node):
+        return "gate"
     if is_global_pool(node):
         return "global average pool" if opcode == "reduce_mean" else "global max pool"
     if opcode == "reshape" and _flattens(node):

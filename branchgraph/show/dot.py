@@ -1,16 +1,18 @@
 """DOT source of a graph, for Graphviz.
 
 Data flows from top to bottom. A declared branch is a tinted cluster with its name, a plain scope a
-pale one. The steps of a layer (convolution, batch norm, ReLU, pooling) share a box, a row each;
-merges, gates, exits, losses, inputs and outputs have shapes of their own (`show.style`). Equal
-blocks in a row and equal branches are drawn once, in a cluster with a thick line that says how
-often (`show.repeats`). The same graph always gives the same text.
+pale one or, around a single box, a prefix of the name in it. The steps of a layer (convolution,
+batch norm, ReLU, pooling) share a box, a row each; merges, gates, exits, losses, inputs and outputs
+have shapes of their own (`show.style`). Equal blocks in a row and equal branches are drawn once, in
+a cluster with a thick line that says how often (`show.repeats`). The same graph always gives the
+same text.
 """
 
 from __future__ import annotations
 
 import html
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Iterator
 
 import graphviz
 
@@ -94,6 +96,7 @@ class _Drawer:
         large = len(self.stacks) > MANY
         few = sum(len(picture.operands(s[0])) for s in self.stacks) <= FEW
         self.shapes = shapes and not large
+        self.crowds = Counter(p for s in self.stacks for p in _within(picture.location(s[0])))
         self.labels = Labels(picture.graph)
         self.ids: dict[Node | Value, str] = {}
         self.clusters = 0
@@ -134,13 +137,27 @@ class _Drawer:
         """What stands at each location: inner locations and boxes, in order of first use."""
         placed: dict[Location, list[Location | list[Node]]] = {(): []}
         for stack in self.stacks:
-            scope = self.picture.location(stack[0])
+            scope = self._place(stack)
             for depth in range(len(scope)):
                 if scope[: depth + 1] not in placed:
                     placed[scope[: depth + 1]] = []
                     placed[scope[:depth]].append(scope[: depth + 1])
             placed[scope].append(stack)
         return placed
+
+    def _place(self, stack: list[Node]) -> Location:
+        """The innermost cluster around a box. A plain scope of one box needs none."""
+        place = self.picture.location(stack[0])
+        while place and self.crowds[place] == 1:
+            if place[-1].branch or self.picture.repeated(place):
+                break
+            place = place[:-1]
+        return place
+
+    def _name(self, stack: list[Node]) -> str:
+        """The name of a box, after the scopes around it that have no cluster: `stem/conv`."""
+        alone = self.picture.location(stack[0])[len(self._place(stack)) :]
+        return describe.clean("/".join([*(s.name for s in alone), describe.title(stack[0])]))
 
     def _cluster(
         self,
@@ -167,7 +184,7 @@ class _Drawer:
         second = value.state.role.value if value.state else ""
         if value.default is not None:
             second = f"= {describe.number(value.default)}"
-        self._shape(self.dot, id, look, _two_lines(describe.clean(value.name), second), value.label)
+        self._shape(self.dot, id, look, _lines(describe.clean(value.name), second), value.label)
 
     def _box(self, into: graphviz.Digraph, stack: list[Node]) -> None:
         id = self.ids[stack[0]]
@@ -183,7 +200,8 @@ class _Drawer:
         rows: list[list[str]] = []
         room = 0
         for node in stack:
-            cell, length = self._cell(node)
+            name = self._name(stack) if node is stack[0] else describe.title(node)
+            cell, length = self._cell(node, name)
             wide = kind(node) is Kind.TRAINABLE
             if wide or length > room:
                 rows.append([])
@@ -201,9 +219,9 @@ class _Drawer:
             **{"class": _classes(kinds)},
         )  # fmt: skip
 
-    def _cell(self, node: Node) -> tuple[str, int]:
+    def _cell(self, node: Node, name: str) -> tuple[str, int]:
         """The cells of one step, and how many characters it takes."""
-        words = [describe.title(node), self.picture.subtitle(node)]
+        words = [name, self.picture.subtitle(node)]
         parameters = self.picture.parameters(node)
         left = " ".join(filter(None, (f"<B>{escape(words[0])}</B>", escape(words[1]))))
         look = f'CELLPADDING="3" BGCOLOR="{LOOKS[kind(node)].fill}"'
@@ -215,18 +233,20 @@ class _Drawer:
 
     def _node_label(self, stack: list[Node]) -> str:
         node, *then = stack
-        title = ", ".join([describe.title(node), *map(describe.title, then)])
-        lines = [self.picture.subtitle(node), self.picture.parameters(node)]
-        return _two_lines(title, ", ".join(filter(None, lines)))
+        title = ", ".join([self._name(stack), *map(describe.title, then)])
+        about = self.picture.subtitle(node)
+        if kind(node) is Kind.GATE:  # a diamond is as wide as its label twice
+            return _lines(title, *filter(None, about.partition(" by ")[::2]))
+        return _lines(title, ", ".join(filter(None, [about, self.picture.parameters(node)])))
 
     def _shape(self, into: graphviz.Digraph, id: str, of: Kind, label: str, tooltip: str) -> None:
         into.node(id, label, tooltip=_quoted(tooltip), **_attributes(of))
 
     def _outputs(self) -> None:
         for i, (name, value) in enumerate(self.picture.outputs):
-            self._sink(f"o{i}", Kind.OUTPUT, _two_lines(describe.clean(name), ""), value)
+            self._sink(f"o{i}", Kind.OUTPUT, _lines(describe.clean(name), ""), value)
         for i, (word, state, value) in enumerate(self.picture.commits):
-            label = _two_lines(describe.clean(state.name), word)
+            label = _lines(describe.clean(state.name), word)
             self._sink(f"u{i}", Kind.UPDATE, label, value)
 
     def _sink(self, id: str, of: Kind, label: str, value: Value) -> None:
@@ -292,9 +312,14 @@ def _quoted(text: str) -> str:
     return quoted
 
 
-def _two_lines(first: str, second: str) -> str:
-    small = f'<BR/><FONT POINT-SIZE="9">{escape(second)}</FONT>' if second else ""
-    return f"<<B>{escape(first)}</B>{small}>"
+def _lines(first: str, *then: str) -> str:
+    small = (f'<BR/><FONT POINT-SIZE="9">{escape(line)}</FONT>' for line in then if line)
+    return f"<<B>{escape(first)}</B>{''.join(small)}>"
+
+
+def _within(place: Location) -> Iterator[Location]:
+    """`place` and all that it is inside of."""
+    return (place[:depth] for depth in range(1, len(place) + 1))
 
 
 def _classes(kinds: Iterable[Kind]) -> str:

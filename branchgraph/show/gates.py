@@ -17,12 +17,8 @@ from branchgraph.ir.ops.gate import Select
 from branchgraph.ir.ops.reduce import TopK
 from branchgraph.ir.state import Role
 from branchgraph.show import describe
+from branchgraph.show.weighing import source
 
-#: Ops that hand a gate on in another form: where they take it from.
-_HANDED_ON = {
-    "reshape": 0, "broadcast_to": 0, "slice": 0, "split": 0, "cast": 0, "transpose": 0,
-    "straight_through": 0, "scale_gradient": 0, "exit": 0, "identity": 0,
-}  # fmt: skip
 #: Names of more states than that would not fit a label.
 _MOST_NAMES = 2
 _STEERING = frozenset({Role.GATE, Role.CONSTANT, Role.PARAMETER})
@@ -84,20 +80,13 @@ def steering(value: Value) -> str:
     return words(value, ()) if _kind(value) or _scores(value) else ""
 
 
-def _source(value: Value) -> Value:
-    """Where a gate is made, behind slices and changes of shape."""
-    while value.producer is not None and value.producer.op.opcode in _HANDED_ON:
-        value = value.producer.inputs[_HANDED_ON[value.producer.op.opcode]]
-    return value
-
-
 def _constant(value: Value) -> float | None:
-    return describe.constant(_source(value))
+    return describe.constant(source(value))
 
 
 def _kind(gate: Value) -> str:
     """The kind of gate, or nothing if it is none that this module knows."""
-    node = _source(gate).producer
+    node = source(gate).producer
     return _KINDS[node.op.opcode](node) if node and node.op.opcode in _KINDS else ""
 
 
@@ -107,7 +96,7 @@ def _top_k(node: Node) -> str:
 
 
 def _by_mode(node: Node) -> str:
-    training, inference = map(_source, node.inputs)
+    training, inference = map(source, node.inputs)
     drawn = training.producer.op.opcode if training.producer else ""
     one_hot = inference.producer is not None and inference.producer.op.opcode == "top_k"
     if one_hot and (drawn == "softmax" or _of_softmax(training.producer)):
@@ -116,7 +105,7 @@ def _by_mode(node: Node) -> str:
 
 
 def _of_softmax(node: Node | None) -> bool:
-    above = _source(node.inputs[0]).producer if node and node.inputs else None
+    above = source(node.inputs[0]).producer if node and node.inputs else None
     return above is not None and above.op.opcode == "softmax"
 
 
@@ -130,7 +119,7 @@ def _threshold(node: Node) -> str:
 def _clipped(node: Node) -> str:
     """A clipped value that comes from a sigmoid is a concrete gate."""
     for value in node.inputs:
-        above = _source(value).producer
+        above = source(value).producer
         if above is None:
             continue
         if above.op.opcode == "sigmoid" or (above.op.opcode == "by_mode" and _kind(value)):

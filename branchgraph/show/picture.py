@@ -5,6 +5,7 @@ A picture shows the way of the data. Folded unless asked for:
     states               the parameters of a layer become a count in its label
     parameter expressions  nodes that read nothing but parameters and constants count likewise
     gate expressions     nodes that make gates from scores, without data, become words at the gate
+    forms of gates       slices and reshapes between the maker of a gate and the gate
     0-d inputs           thresholds and rates are named in the label of what reads them
     gradients, updates   nodes that lead to no output; the title says how many there are
     repeats              equal blocks in a row and equal branches, drawn once (`show.repeats`)
@@ -25,6 +26,7 @@ from branchgraph.show.forms import Forms
 from branchgraph.show.places import Places
 from branchgraph.show.repeats import Repeat, Repeats
 from branchgraph.show.style import STEPS, Kind, kind
+from branchgraph.show.weighing import forming, gate_of
 
 #: Leaves that a parameter expression may have.
 _FOLDED_ROLES = frozenset({Role.PARAMETER, Role.STATISTIC, Role.CONSTANT})
@@ -47,10 +49,14 @@ class Picture:
         shown = graph.nodes if updates else forward
         self._forward = set(forward)
         self.undrawn = len(graph.nodes) - len(shown)
-        self.folded = frozenset() if states else _expressions(graph, shown)
+        self._roots = set(graph.outputs.values()) | {v for _, _, v in self.commits}
+        #: Nodes that compute with parameters and gates, not with data.
+        self.expressions = _expressions(graph, shown)
+        computing = [n for n in shown if n not in self.expressions]
+        self._forming = frozenset() if states else forming(computing, self._roots)
+        self.folded = frozenset() if states else self.expressions | self._forming
         whole = [n for n in shown if n not in self.folded]
         self._drawn = set(whole)
-        self._roots = set(graph.outputs.values()) | {v for _, _, v in self.commits}
         self._parameters = {n: self._states_of(n, Role.PARAMETER) for n in whole}
         self._owner: dict[State, Node] = {}
         for node, read in self._parameters.items():
@@ -139,27 +145,35 @@ class Picture:
 
     def shown(self, value: Value) -> Value:
         """`value`, or what stands for it where equal parts are drawn once."""
-        return self._repeated.shown(value)
+        return self._repeated.shown(self._formed_from(value))
+
+    def _formed_from(self, value: Value) -> Value:
+        """`value`, or what a gate was formed from."""
+        while value.producer in self._forming:
+            value = value.producer.inputs[0]
+        return value
 
     def parameters(self, node: Node) -> str:
-        """`2,410 params`; parameters that an earlier layer owns are `shared`."""
+        """`2,410 params`; those that an earlier layer owns are `shared`, or `partly shared`."""
         read = self._parameters[node]
         if not read:
             return ""
-        shared = any(self._owner[s] is not node for s in read)
+        others = sum(self._owner[s] is not node for s in read)
+        shared = "" if not others else " shared" if others == len(read) else " partly shared"
         total = sum(prod(s.shape) for s in read)
-        return describe.count(total, "param") + (" shared" if shared else "")
+        return describe.count(total, "param") + shared
 
     def subtitle(self, node: Node) -> str:
         """The key attributes, and the folded operands that are worth naming."""
-        arithmetic = self._arithmetic(node)
+        arithmetic = "" if kind(node) is Kind.GATE else self._arithmetic(node)
         named = arithmetic or ("" if kind(node) is Kind.EXIT else self._steered_by(node))
         return " ".join(filter(None, (describe.subtitle(node), named)))
 
     def _steered_by(self, node: Node) -> str:
         """`2 of 8 by gate.score`: what steers a node and is not drawn."""
-        if kind(node) is Kind.GATE:
-            return gates.words(node.inputs[1], node.scope)
+        gate = gate_of(node)
+        if gate:
+            return gates.words(gate, node.scope)
         named = (v.state for v in node.inputs if v.state and v.state.role in _NAMED_ROLES)
         names = (describe.relative(s.name, node.scope) for s in dict.fromkeys(named))
         listed = "" if self.states else ", ".join(names)
@@ -228,7 +242,7 @@ class Picture:
         stacks: list[list[Node]] = []
         home: dict[Node, list[Node]] = {}
         for node in nodes:
-            operands = [v for v in node.inputs if self._has_place(v)]
+            operands = [v for v in map(self._formed_from, node.inputs) if self._has_place(v)]
             before = operands[0].producer if len(operands) == 1 else None
             stack = home[before] if before else []
             if stack and stack[-1] is before and self._continues(stack, node):
@@ -241,8 +255,10 @@ class Picture:
 
     def _continues(self, stack: list[Node], node: Node) -> bool:
         before = stack[-1]
-        drawn_users = [n for v in before.outputs for n in v.users if n in self._drawn]
-        alone = drawn_users == [node] and self._roots.isdisjoint(before.outputs)
+        users = [n for v in before.outputs for n in v.users]
+        alone = [n for n in users if n in self._drawn or n in self._forming] == [
+            node
+        ] and self._roots.isdisjoint(before.outputs)
         if not alone or before.scope != node.scope:
             return False
         same_way = (before in self._forward) == (node in self._forward)

@@ -26,7 +26,7 @@ from branchgraph.show.text import to_text
 #: The one command that brings a renderer.
 INSTALL = "python -m pip install 'pygraphviz>=2'"
 
-#: Resolution of PNG files, in pixels per inch.
+#: Resolution of PNG files if not said otherwise, in pixels per inch.
 PNG_DPI = 144
 
 PICTURES = (".svg", ".png", ".pdf")
@@ -52,11 +52,14 @@ class Drawing:
     note: str = ""
 
 
-def render(graph: Graph, path: str | os.PathLike[str], **options: bool) -> Drawing:
+def render(
+    graph: Graph, path: str | os.PathLike[str], *, dpi: int = PNG_DPI, **options: bool
+) -> Drawing:
     """Draw `graph` into `path`; the suffix chooses .svg, .png, .pdf, .dot or .txt.
 
-    `options` are those of `to_dot`. Raises `FormatError` for another suffix and `MissingError` when
-    the folder does not exist. Without Graphviz the drawing is a `.txt` file beside `path`.
+    `options` are those of `to_dot`; PNG files have `dpi` pixels per inch. Raises `FormatError` for
+    another suffix and `MissingError` when the folder does not exist. Without Graphviz the drawing
+    is a `.txt` file beside `path`.
     """
     target = Path(path)
     suffix = target.suffix.lower()
@@ -71,7 +74,7 @@ def render(graph: Graph, path: str | os.PathLike[str], **options: bool) -> Drawi
         write(target, source.encode())
         return Drawing(target, "source")
     if suffix == ".png":
-        source = source.replace("{", f"{{\n\tdpi={PNG_DPI}", 1)
+        source = source.replace("{", f"{{\n\tdpi={dpi}", 1)
     failures: dict[str, Exception] = {}
     for name, renderer in RENDERERS.items():
         outcome = _attempt(renderer, source, suffix[1:])

@@ -97,8 +97,10 @@ class Repeats:
         return value
 
     def users(self, value: Value) -> list[Node]:
-        """Drawn nodes that read `value`."""
-        return [n for n in value.users if n in self.drawn]
+        """Drawn nodes that read `value`, through folded ones too."""
+        found = [n for n in value.users if n in self.drawn]
+        folded = [n for n in value.users if n in self.forms.folded]
+        return found + [n for f in folded for v in f.outputs for n in self.users(v)]
 
     # -- in a row ------------------------------------------------------------------------------
 
@@ -241,7 +243,8 @@ class Repeats:
     def _goals(self, part: Form) -> list[tuple[tuple[int, int], set[Node]]]:
         """The merges that each leaving value reaches, through a gate or at once.
 
-        Nothing where one leads elsewhere, or all to one merge, which then looks for equal arms.
+        Nothing where one leads elsewhere, or all to one merge around the part, which then looks
+        for equal arms.
         """
         found = []
         for value, readers in self._leaving(part):
@@ -253,7 +256,10 @@ class Repeats:
                     return []
                 merges.update(after)
             found.append((_position(part, value), merges))
-        return found if len({n for _, merges in found for n in merges}) > 1 else []
+        goals = {n for _, merges in found for n in merges}
+        place = part.nodes[-1].scope
+        around = all(place[: len(n.scope)] == n.scope for n in goals)
+        return found if len(goals) > 1 or not around else []
 
     def _arm(self, value: Value, merge: Node) -> list[Node]:
         """Nodes in the scope of `merge` that lead to nothing but its one operand `value`."""

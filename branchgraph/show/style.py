@@ -11,6 +11,7 @@ from enum import Enum
 
 from branchgraph.ir.graph import Node
 from branchgraph.ir.ops.reduce import ReduceMax, ReduceMean
+from branchgraph.show.weighing import gate_of
 
 
 class Kind(Enum):
@@ -83,7 +84,6 @@ STEPS = frozenset(
 )
 
 _BY_OPCODE = {
-    "select": Kind.GATE,
     "exit": Kind.EXIT,
     "exit_score": Kind.ROWS,
     "cross_entropy": Kind.LOSS,
@@ -106,10 +106,12 @@ _OPS = "branchgraph.ir.ops."
 
 
 def kind(node: Node) -> Kind:
-    """The kind of `node`: by its opcode, else by the family (file) of its op."""
+    """The kind of `node`: by what it does, by its opcode, else by the family (file) of its op."""
     op = node.op
     if op.merge:
         return Kind.MERGE
+    if gate_of(node):
+        return Kind.GATE
     if is_global_pool(node):
         return Kind.POOLING
     family = type(op).__module__.removeprefix(_OPS)

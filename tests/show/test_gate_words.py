@@ -100,7 +100,7 @@ def test_weights_of_a_sum_that_are_learned_are_named() -> None:
     score = state(g, "mix", "score", (2,), Uniform(0.0, 1.0), Role.GATE)
     weights = g.apply(make("split", axis=0, sizes=(1, 1)), softmax(score, axis=0))
     g.output("y", weighted_sum([x, x], weights))
-    assert "multiply · × softmax by mix.score" in to_text(g)
+    assert "gate softmax by mix.score" in to_text(g)
 
 
 def test_scores_that_also_feed_the_loss_stay_in_the_picture() -> None:
