@@ -14,6 +14,7 @@ from branchgraph.cli.sources import read, rewritten
 from branchgraph.ir.cost import cost
 from branchgraph.ir.errors import FormatError
 from branchgraph.ir.graph import Graph
+from branchgraph.ir.state import Store
 from branchgraph.nets import NETWORKS, Network
 from branchgraph.passes.base import Pass
 from branchgraph.passes.materialise import materialise, provenance
@@ -45,13 +46,13 @@ def show(
     from branchgraph.show.render import DrawingWarning, render
     from branchgraph.show.text import to_text
 
-    graph = read(source)[0]
+    graph, store = read(source)
     if steps is not None:
         from branchgraph.show.snapshots import Snapshots
 
         watched = Pipeline(tuple(map(Pass.from_spec, passes)), (Snapshots(steps),))
-        watched.apply(graph)
-    graph = rewritten(graph, passes)
+        watched.apply(graph, store)
+    graph = rewritten(graph, passes, store)
     if output is None:
         click.echo(to_text(graph, states=states, collapse=collapse))
         return
@@ -121,7 +122,7 @@ def passes(specs: tuple[str, ...], explain: str | None, verify: bool) -> None:
     branchgraph show lenet --pass insert_exits:after=conv1
     """
     if explain is not None:
-        _explain(read(explain)[0], specs, verify)
+        _explain(*read(explain), specs, verify)
         return
     if specs or verify:
         raise FormatError("name the network that the passes are to be explained on: --explain NET")
@@ -133,11 +134,11 @@ def passes(specs: tuple[str, ...], explain: str | None, verify: bool) -> None:
             click.echo("    options: " + options)
 
 
-def _explain(graph: Graph, specs: tuple[str, ...], verify: bool) -> None:
+def _explain(graph: Graph, store: Store | None, specs: tuple[str, ...], verify: bool) -> None:
     """Every step's report with its matches, then where each new parameter comes from."""
     reports = Reports()
     steps = tuple(Pass.from_spec(spec) for spec in specs)
-    graph = Pipeline(steps, (reports,), verify).apply(graph)
+    graph = Pipeline(steps, (reports,), verify).apply(graph, store)
     for report in reports.reports:
         click.echo(str(report))
         for match in report.matches:

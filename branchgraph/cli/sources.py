@@ -34,10 +34,10 @@ def _parse_text(path: Path) -> Graph:
         raise FormatError(f"{path}: cannot be read as a graph's text: {error}") from None
 
 
-def rewritten(graph: Graph, specs: tuple[str, ...]) -> Graph:
-    """The graph after passes, each reported on standard error."""
+def rewritten(graph: Graph, specs: tuple[str, ...], store: Store | None = None) -> Graph:
+    """The graph after passes, each reported on standard error; `store` is for those that ask."""
     for spec in specs:
-        result = Pass.from_spec(spec).run(graph)
+        result = Pass.from_spec(spec).run(graph, values=store)
         click.echo(str(result.report), err=True)
         graph = result.graph
     return graph

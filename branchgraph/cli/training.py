@@ -249,7 +249,7 @@ def _started(options: dict[str, Any]) -> _Run:
     if options["learning_rate"] is not None:
         rule += f"{',' if ':' in rule else ':'}learning_rate={options['learning_rate']!r}"
     graph, store = read(options["net"])
-    graph = rewritten(graph, options["passes"])
+    graph = rewritten(graph, options["passes"], store)
     made = _optimiser(rule, options["weight_decay"])
     dataset = load(options["data"])
     weights = pairs(options["weights"], "--weight")

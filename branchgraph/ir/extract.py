@@ -10,12 +10,14 @@ from branchgraph.ir.graph import Graph, Node, Value
 def extract(values: Iterable[Value], boundary: Collection[Value], name: str = "part") -> Graph:
     """A graph with outputs `y0`, `y1`, ... that computes `values`.
 
-    Values of `boundary` become inputs `x0`, `x1`, ... in their order; where the walk back reaches
-    none of them it ends at inputs, which keep their names and defaults, and at states.
+    Values of `boundary` become inputs `x0`, `x1`, ... in their order (`x0_` where an input of the
+    graph is called `x0`); where the walk back reaches none of them it ends at inputs, which keep
+    their names and defaults, and at states.
     """
     wanted = list(values)
     new = Graph(name)
-    mapped = {v: new.input(f"x{i}", v.shape, v.dtype) for i, v in enumerate(boundary)}
+    taken = {n for v in (*wanted, *boundary) for n in v.graph.inputs}
+    mapped = {v: _boundary(new, f"x{i}", v, taken) for i, v in enumerate(boundary)}
     for node in nodes_between(wanted, mapped):
         for value in node.inputs:
             if value not in mapped:
@@ -50,6 +52,12 @@ def nodes_between(values: Iterable[Value], boundary: Collection[Value]) -> list[
 
 def _producers(values: Iterable[Value], boundary: Collection[Value]) -> list[Node]:
     return [v.producer for v in values if v.producer is not None and v not in boundary]
+
+
+def _boundary(graph: Graph, name: str, value: Value, taken: set[str]) -> Value:
+    while name in taken:
+        name += "_"
+    return graph.input(name, value.shape, value.dtype)
 
 
 def _leaf(graph: Graph, value: Value) -> Value:

@@ -73,6 +73,23 @@ class Ones(Initialiser, spelling="ones"):
 
 
 @dataclass(frozen=True)
+class IdentityKernel(Initialiser, spelling="identity_kernel"):
+    """The weight [C, C, *kernel] of a layer that gives back its input: 1 at the middle tap.
+
+    W[o, c, i, ...] = 1 where o = c and every i = kernel // 2, else 0; a dense weight is the
+    identity matrix. A convolution needs odd kernels and as much pad on either side.
+    """
+
+    def values(self, shape: tuple[int, ...], rng: Generator) -> np.ndarray:
+        weight = np.zeros(shape)
+        middle = tuple(k // 2 for k in shape[2:])
+        for channel in range(min(shape[:2])):
+            index = (channel, channel, *middle)
+            weight[index] = 1.0
+        return weight
+
+
+@dataclass(frozen=True)
 class Normal(Initialiser, spelling="normal"):
     """N(0, std^2)."""
 

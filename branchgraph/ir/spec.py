@@ -3,7 +3,9 @@
     insert_exits:after=conv1,criterion=entropy      cross:depth=110,widen=1      b_lenet
 
 A name, then `:` and `key=value` pairs separated by commas. Lists are joined by `+` (`R1+R3`). A
-value is read by the annotation of the parameter it is for.
+value is read by the annotation of the parameter it is for. Values may hold the wildcards `*` and
+`?`, which options that take names read as patterns; a shell leaves them alone when the string is
+quoted (and, but for zsh, where no file happens to have such a name).
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from typing import Any, Union, get_args, get_origin
 from branchgraph.ir.errors import FormatError
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
-_VALUE = re.compile(r"[A-Za-z0-9_.+/\-]*\Z")
+_VALUE = re.compile(r"[A-Za-z0-9_.+/*?\-]*\Z")
 
 
 def parse_spec(text: str) -> tuple[str, dict[str, str]]:

@@ -9,17 +9,18 @@ what it matched and what it refused and why.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 from branchgraph.ir.attributes import Attributes, field_types
 from branchgraph.ir.cost import deployed_cost
 from branchgraph.ir.errors import FormatError
-from branchgraph.ir.extract import extract
+from branchgraph.ir.extract import extract, nodes_between
 from branchgraph.ir.graph import Graph, Node, Value
 from branchgraph.ir.rebuild import clone
 from branchgraph.ir.spec import arguments_for, format_spec, parse_spec
+from branchgraph.ir.state import Store
 from branchgraph.ir.verify import verify
 
 Claim = Literal["equal", "exact", "different"]
@@ -47,8 +48,16 @@ class Report:
     seconds: float = 0.0
     #: Parts that were rewritten, if `known` was given.
     regions: list[Region] = field(default_factory=list)
+    #: What gives new states of the graph their values from old ones (`materialise`), if anything.
+    origin: Graph | None = None
     #: Nodes that were there before the pass; recording regions needs them.
     known: frozenset[Node] | None = None
+    #: Values of the states, if the caller gave them: some passes depend on them.
+    values: Store | None = None
+    #: Paths of nodes that are gone, and why.
+    removed: list[tuple[str, str]] = field(default_factory=list)
+    #: Outputs that were taken away on purpose.
+    dropped: list[str] = field(default_factory=list)
 
     def matched(
         self, node: Node | str, *, before: Sequence[Value] = (), after: Sequence[Value] = ()
@@ -85,12 +94,23 @@ class Report:
 def _region(
     where: str, before: Sequence[Value], after: Sequence[Value], known: frozenset[Node]
 ) -> Region:
-    """Both parts, cut where the new nodes read what was there before."""
+    """Both parts, cut where the new nodes read what was there before.
+
+    Of two such values one of which is computed from the other, only the other is a cut: fed by
+    themselves, they would no longer agree.
+    """
     old = [v for v in after if v.producer is None or v.producer in known]
     made = _made(after, known)
     reads = (v for node in made for v in node.inputs if v.state is None)
-    boundary = dict.fromkeys([*old, *(v for v in reads if v.producer not in made)])
+    read = dict.fromkeys([*old, *(v for v in reads if v.producer not in made)])
+    boundary = [v for v in read if len(read) == 1 or not _depends(v, read)]
     return Region(where, extract(before, boundary), extract(after, boundary))
+
+
+def _depends(value: Value, others: Collection[Value]) -> bool:
+    """Whether `value` is computed from another one of `others`."""
+    below = nodes_between([value], ())
+    return any(v in others for node in below for v in node.inputs if v is not value)
 
 
 def _made(values: Sequence[Value], known: frozenset[Node]) -> dict[Node, None]:
@@ -128,10 +148,14 @@ class Pass(Attributes):
     claim: ClassVar[Claim] = "equal"
     registry: ClassVar[dict[str, type[Pass]]] = {}
 
-    def __init_subclass__(cls, spelling: str = "", claim: Claim = "equal", **kwargs: Any) -> None:
+    def __init_subclass__(
+        cls, spelling: str = "", claim: Claim | None = None, **kwargs: Any
+    ) -> None:
         super().__init_subclass__(**kwargs)
+        if spelling or claim:
+            cls.claim = claim or "equal"
         if spelling:
-            cls.spelling, cls.claim = spelling, claim
+            cls.spelling = spelling
             Pass.registry[spelling] = cls
 
     @property
@@ -143,18 +167,21 @@ class Pass(Attributes):
         """Change `graph`, a copy that the pass owns."""
         raise NotImplementedError(self.spelling)
 
-    def run(self, graph: Graph, *, record: bool = False) -> Result:
-        """The rewritten graph, verified, with the report; `record` keeps what was rewritten."""
-        report = Report(self.name)
+    def run(self, graph: Graph, *, record: bool = False, values: Store | None = None) -> Result:
+        """The rewritten graph, verified, with the report; `record` keeps what was rewritten.
+
+        `values` of the states are for passes that depend on them (`harden_gates`).
+        """
+        report = Report(self.name, values=values)
         new = self._rewritten(graph, report, record)
         before, after = deployed_cost(graph), deployed_cost(new)
         report.parameters = before.parameters, after.parameters
         report.macs = before.macs, after.macs
         return Result(new, report)
 
-    def apply(self, graph: Graph) -> Graph:
+    def apply(self, graph: Graph, values: Store | None = None) -> Graph:
         """The rewritten graph, verified; nothing is counted."""
-        return self._rewritten(graph, Report(self.name))
+        return self._rewritten(graph, Report(self.name, values=values))
 
     def _rewritten(self, graph: Graph, report: Report, record: bool = False) -> Graph:
         start = time.perf_counter()

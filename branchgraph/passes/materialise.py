@@ -106,7 +106,7 @@ def carry_slots(
     carried = Carried(dict(slots))
     names = list(dict.fromkeys(name for state, name in slots if state is not None))
     for new_state, value in origin.updates.items():
-        for name in names:
+        for name in names if new_state.role.trainable else ():
             moved = _moved_slot(origin, new_state, value, name, slots)
             if moved is None:
                 carried.reset.append(new_state)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from branchgraph.ir.errors import ClaimError
 from branchgraph.ir.graph import Graph
+from branchgraph.ir.state import Store
 from branchgraph.passes.base import Pass, Report, Result
 from branchgraph.passes.checking import check_claim
 
@@ -30,13 +31,17 @@ class Pipeline:
     instruments: tuple[Instrument, ...] = ()
     verify: bool = False
 
-    def apply(self, graph: Graph) -> Graph:
-        """The graph after all passes; `ClaimError` names the step that broke its claim."""
+    def apply(self, graph: Graph, values: Store | None = None) -> Graph:
+        """The graph after all passes; `ClaimError` names the step that broke its claim.
+
+        `values` of the states are for passes that depend on them.
+        """
         for step in self.passes:
             if not self.instruments and not self.verify:
-                graph = step.apply(graph)
+                graph = step.apply(graph, values)
                 continue
-            result = step.run(graph, record=self.verify)
+            record = self.verify and step.claim != "different"
+            result = step.run(graph, record=record, values=values)
             if self.verify:
                 self._check(step, graph, result)
             for instrument in self.instruments:

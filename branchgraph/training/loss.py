@@ -3,7 +3,8 @@
     loss = sum_i w_i mean_n CE(logits_i[n], labels[n])          (BranchyNet, section 3.2)
 
 The weights w_i are 0-d inputs `<exit>.weight` with default 1, so that a schedule of weights needs
-no second compilation. Gradients of the trunk are the sum over exits.
+no second compilation; a graph that declares such an input (`insert_exits:weights=...`) keeps its
+default. Gradients of the trunk are the sum over exits.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ def joint_loss(graph: Graph) -> Graph:
     for name, value in logits.items():
         with scope("loss"):
             loss = cross_entropy(value, labels, name=f"{name}.loss")
-            weight = new.input(f"{name}.weight", (), DType.F64, default=1.0)
+            weight = _weight(new, name)
             terms.append(loss * cast(weight, loss.dtype))
             new.output(f"{name}.loss", loss)
             new.output(f"{name}.accuracy", _accuracy(value, labels))
@@ -45,6 +46,16 @@ def joint_loss(graph: Graph) -> Graph:
         total = terms[0] if len(terms) == 1 else new.emit(Sum(), *terms, name="total")
     new.output("loss", total)
     return new
+
+
+def _weight(graph: Graph, name: str) -> Value:
+    """The weight of an exit: the input the graph declares, or a new one."""
+    declared = graph.inputs.get(f"{name}.weight")
+    if declared is None:
+        return graph.input(f"{name}.weight", (), DType.F64, default=1.0)
+    if declared.shape or not declared.dtype.is_float:
+        raise GraphError(f"the input {name}.weight must be one number, it is {declared.type}")
+    return declared
 
 
 def _accuracy(logits: Value, labels: Value) -> Value:

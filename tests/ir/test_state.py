@@ -13,6 +13,7 @@ from branchgraph.ir.initialisers import (
     Constant,
     GlorotUniform,
     HeNormal,
+    IdentityKernel,
     Initialiser,
     LeCunNormal,
     Normal,
@@ -107,8 +108,16 @@ def test_constant_initialisers(init: Initialiser, value: float) -> None:
     assert (init.values((3,), np.random.default_rng(0)) == value).all()
 
 
+def test_an_identity_kernel_gives_back_its_input() -> None:
+    rng = np.random.default_rng(0)
+    np.testing.assert_array_equal(IdentityKernel().values((3, 3), rng), np.eye(3))
+    kernel = IdentityKernel().values((2, 2, 3, 5), rng)
+    assert kernel.sum() == 2
+    assert kernel[0, 0, 1, 2] == kernel[1, 1, 1, 2] == 1
+
+
 def test_every_initialiser_is_tested_and_registered() -> None:
-    tested = {type(i).spelling for i in SPREADS} | {"zeros", "ones", "constant"}
+    tested = {type(i).spelling for i in SPREADS} | {"zeros", "ones", "constant", "identity_kernel"}
     assert tested == set(Initialiser.registry)
 
 

@@ -6,16 +6,9 @@
 
 from __future__ import annotations
 
+from branchgraph.ir.sharing import Halves, add, concatenate, shared_channels
 from branchgraph.nets.vbranch.branching import Branching, branched, merge_branches
-from branchgraph.nets.vbranch.halves import (
-    Halves,
-    Layers,
-    SharedStates,
-    SharingWarning,
-    add,
-    concatenate,
-    shared_channels,
-)
+from branchgraph.nets.vbranch.halves import Layers, SharedStates, SharingWarning
 from branchgraph.nets.vbranch.networks import (
     NETWORKS,
     cnn,

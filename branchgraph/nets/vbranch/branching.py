@@ -14,8 +14,9 @@ from branchgraph.ir.builder import concat, merge_mean, merge_sum
 from branchgraph.ir.errors import GraphError
 from branchgraph.ir.graph import Graph, Value, branch
 from branchgraph.ir.initialisers import GlorotUniform
+from branchgraph.ir.sharing import Halves, shared_channels
 from branchgraph.nets.units import Fans, he_fan_in
-from branchgraph.nets.vbranch.halves import Halves, Layers, SharedStates, shared_channels
+from branchgraph.nets.vbranch.halves import Layers, SharedStates
 
 #: Cross-branch merges (section 2.6) by name.
 MERGES: dict[str, Callable[..., Value]] = {"sum": merge_sum, "mean": merge_mean, "concat": concat}

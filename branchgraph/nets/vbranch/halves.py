@@ -1,19 +1,7 @@
 """Virtual branching: B copies of a network that share a part of each layer (vbranch, section 2).
 
-A value of branch i has a shared half of s channels and a unique half. Both live in one tensor, the
-shared channels first, so that every layer of a branch is an ordinary layer. With a and v the shared
-and unique channels of the input, s and u those of the output, the weight of branch i is
-
-    W_i = [[W_ss, W_us_i],      [s, a] [s, v]         W_ss exists once, the others once a branch;
-           [W_su_i, W_uu_i]]    [u, a] [u, v]         first letter: input half, second: output half
-
-an expression over states (OIHW, and [out, in] for dense layers). At s = 0 it is one matrix a
-branch, at s = n one for all. Blocks of width 0 do not exist, and all blocks are drawn with the fans
-of the whole layer. There is one bias a half, shared where W_ss exists, b_i = [b_s, b_u_i].
-
-Shared states are read through `scale_gradient(., 1/B)`. The gradient of the sum of the branches'
-losses is then the mean over branches for a shared state and its branch's own for a unique one
-(section 2.10).
+How a layer is cut into blocks, and how shared states are read, is in `ir.sharing`; here are the
+layers that networks are declared with. All blocks are drawn with the fans of the whole layer.
 
 `legacy_layout` is the layout of the reference: a bias a block (b_ss + b_us_i, b_su_i + b_uu_i), and
 convolutions larger than 1x1 keep a W_us_i of each branch at s = n (section 7, Q3 and Q5).
@@ -22,19 +10,14 @@ convolutions larger than 1x1 keep a W_us_i of each branch at s = n (section 7, Q
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
-from typing import Any
 
 from branchgraph.ir.builder import (
     Size,
     batch_norm,
-    concat,
     conv,
     dense,
-    merge_sum,
-    scale_gradient,
     spread,
     state,
 )
@@ -42,11 +25,17 @@ from branchgraph.ir.errors import GraphError
 from branchgraph.ir.graph import Graph, Location, Value, at, here, path
 from branchgraph.ir.initialisers import Initialiser, Ones, Zeros
 from branchgraph.ir.ops.norm import BatchNormTraining
-from branchgraph.ir.ops.reshape import Slice
+from branchgraph.ir.sharing import (
+    Block,
+    Cut,
+    Halves,
+    Share,
+    SharedReads,
+    channel_state,
+    shared_channels,
+)
 from branchgraph.ir.types import DType
 from branchgraph.nets.units import Fans, he_fan_in
-
-Share = float | int
 
 #: Default of batch norm in the reference, and the weight of old running statistics in Keras.
 EPS, DECAY = 1e-6, 0.99
@@ -54,22 +43,6 @@ EPS, DECAY = 1e-6, 0.99
 
 class SharingWarning(UserWarning):
     """A share that shares nothing."""
-
-
-def shared_channels(share: Share, channels: int) -> int:
-    """trunc(share * channels) for a float, `share` itself for an int.
-
-    The product is double precision and not rounded: 0.29 of 100 channels are 28.
-    """
-    if channels < 1:
-        raise GraphError(f"a layer has at least one channel, got {channels}")
-    if type(share) not in (int, float):
-        raise GraphError(f"a share is an int (channels) or a float (fraction), got {share!r}")
-    if not 0 <= share <= (channels if isinstance(share, int) else 1):
-        raise GraphError(
-            f"a share of {share!r} of {channels} channels: expected 0.0 to 1.0 or 0 to n"
-        )
-    return share if isinstance(share, int) else int(share * channels)
 
 
 def same_pads(size: tuple[int, ...], kernel: tuple[int, ...], stride: int) -> tuple[int, ...]:
@@ -81,70 +54,6 @@ def same_pads(size: tuple[int, ...], kernel: tuple[int, ...], stride: int) -> tu
     return (*(t // 2 for t in total), *(t - t // 2 for t in total))
 
 
-@dataclass(frozen=True)
-class Halves:
-    """A tensor of one branch whose first `shared` channels are the shared half.
-
-    `shared` is None for a plain tensor: an input, or halves that were merged.
-    """
-
-    value: Value
-    shared: int | None = None
-
-    @property
-    def channels(self) -> int:
-        """All channels, of both halves."""
-        size = self.value.shape[1]
-        if not isinstance(size, int) or size < 1:
-            raise GraphError(f"halves need a number of channels, got {self.value.type}")
-        return size
-
-    def map(self, function: Callable[..., Value], *args: Any, **options: Any) -> Halves:
-        """A layer that works on each channel by itself: activation, pooling."""
-        return Halves(function(self.value, *args, **options), self.shared)
-
-    def merged(self) -> Halves:
-        """The half merge: concat(shared, unique) as one plain tensor."""
-        return Halves(self.value)
-
-    def half(self, unique: bool) -> Value | None:
-        """One half as a tensor; None if it is empty."""
-        s, n = self.shared or 0, self.channels
-        start, size = (s, n - s) if unique else (0, s)
-        if size in (0, n):
-            return self.value if size else None
-        return self.value.graph.emit(Slice(axis=1, start=start, size=size), self.value)
-
-
-def add(*terms: Halves, name: str = "") -> Halves:
-    """Sum, half by half; empty halves are ignored."""
-    shared = _split(terms, "add")
-    if len({(t.shared, t.channels) for t in terms}) == 1:
-        return Halves(merge_sum(*(t.value for t in terms), name=name), shared)
-    halves = [[h for t in terms if (h := t.half(unique)) is not None] for unique in (False, True)]
-    widths = [{h.shape[1] for h in half} for half in halves]
-    if shared is None or any(len(w) > 1 for w in widths):
-        sizes = ", ".join(f"{t.shared}+{t.channels - (t.shared or 0)}" for t in terms)
-        raise GraphError(f"add {name}: halves differ (shared+unique channels: {sizes})")
-    sums = [merge_sum(*half) if len(half) > 1 else half[0] for half in halves if half]
-    return Halves(concat(*sums, name=name), max(t.shared or 0 for t in terms))
-
-
-def concatenate(*parts: Halves, name: str = "") -> Halves:
-    """All shared halves, then all unique halves: not the channel order of an unbranched network."""
-    shared = _split(parts, "concatenate")
-    order = [h for unique in (False, True) for p in parts if (h := p.half(unique)) is not None]
-    total = None if shared is None else sum(p.shared or 0 for p in parts)
-    return Halves(concat(*order, name=name), total)
-
-
-def _split(values: tuple[Halves, ...], what: str) -> int | None:
-    """The shared channels of the first value; all are split, or none is."""
-    if len({v.shared is None for v in values}) != 1:
-        raise GraphError(f"{what}: some values have halves and some are plain; split or merge all")
-    return values[0].shared
-
-
 class SharedStates:
     """States that exist once for B branches, read so that their gradient is the mean.
 
@@ -153,12 +62,10 @@ class SharedStates:
 
     def __init__(self, graph: Graph, branches: int, mean: bool = True) -> None:
         self.graph = graph
-        self.branches = branches
-        self.mean = mean
+        self._reads = SharedReads(graph, branches, mean)
         self._values: dict[str, Value] = {}
         self._readers: set[tuple[str, Location]] = set()
         self._warned: set[str] = set()
-        self._scales: dict[DType, Value] = {}
 
     def read(
         self, layer: str, kind: str, shape: tuple[int, ...], init: Initialiser, dtype: DType
@@ -168,7 +75,7 @@ class SharedStates:
             key = f"{path(here())}/{layer}.{kind}".lstrip("/")
             if key not in self._values:
                 new = state(self.graph, layer, kind, shape, init, dtype=dtype)
-                self._values[key] = self._scaled(new)
+                self._values[key] = self._reads.scaled(new)
         if (key, here()) in self._readers:
             raise GraphError(f"two layers of a branch share {key}; give them different names")
         self._readers.add((key, here()))
@@ -185,14 +92,6 @@ class SharedStates:
         self._warned.add(where)
         text = f"{where} shares channels, but none that it reads is shared: each branch makes them"
         warnings.warn(text, SharingWarning, stacklevel=2)
-
-    def _scaled(self, value: Value) -> Value:
-        if not self.mean:
-            return value
-        if value.dtype not in self._scales:
-            with at(()):
-                self._scales[value.dtype] = self.graph.constant(1.0 / self.branches, value.dtype)
-        return scale_gradient(value, self._scales[value.dtype])
 
 
 @dataclass(frozen=True)
@@ -212,8 +111,9 @@ class Layers:
             raise GraphError(f"dense {name}: expected [N, C] (pool globally), got {x.value.type}")
         name = name or self._unused(x, "fc")
         s = self._shared_channels(share, features)
-        weight = self._weight(x, name, s, (features, x.channels))
-        b: bool | Value = self._bias(x, name, s, features, 1) if bias else False
+        cut = self._cut(x, s, features, 1)
+        weight = self._weight(x, name, cut)
+        b = self._bias(x, name, cut) if bias else False
         return Halves(dense(x.value, features, weight=weight, bias=b, name=name), s)
 
     def conv(
@@ -225,8 +125,9 @@ class Layers:
         area = spread(kernel, len(x.value.shape) - 2, "kernel")
         pads = same_pads(_spatial(x), area, stride) if pad is None else pad
         s = self._shared_channels(share, filters)
-        weight = self._weight(x, name, s, (filters, x.channels, *area))
-        b: bool | Value = self._bias(x, name, s, filters, prod(area)) if bias else False
+        cut = self._cut(x, s, filters, prod(area))
+        weight = self._weight(x, name, cut, area)
+        b = self._bias(x, name, cut) if bias else False
         options = {"stride": stride, "pad": pads, "bias": b, "weight": weight, "name": name}
         return Halves(conv(x.value, filters, kernel, **options), s)  # type: ignore[arg-type]
 
@@ -239,8 +140,8 @@ class Layers:
         between branches and a branch that is taken out must go on as it was.
         """
         name = name or self._unused(x, "bn")
-        gamma = self._channel_state(x, name, "gamma", Ones())
-        beta = self._channel_state(x, name, "beta", Zeros())
+        gamma = channel_state(x, self._block(x, name, "gamma", Ones()))
+        beta = channel_state(x, self._block(x, name, "beta", Zeros()))
         if self.batch_stats:
             op = BatchNormTraining(eps=eps)
             return Halves(x.value.graph.apply(op, x.value, gamma, beta, name=name)[0], x.shared)
@@ -254,72 +155,30 @@ class Layers:
         s = shared_channels(share, channels)
         return s if self.shared else 0
 
-    def _block(
-        self, x: Halves, layer: str, kind: str, shape: tuple[int, ...], init: Initialiser,
-        shared: bool = False,
-    ) -> Value | None:  # fmt: skip
-        """A block of a layer: of all branches or of this one; an empty block does not exist."""
-        if 0 in shape:
-            return None
-        if shared and self.shared:
-            return self.shared.read(layer, kind, shape, init, x.value.dtype)
-        return state(x.value.graph, layer, kind, shape, init, dtype=x.value.dtype)
+    def _block(self, x: Halves, layer: str, kind: str, init: Initialiser) -> Block:
+        """The blocks of a state: of all branches or of this one."""
 
-    def _is_whole(self, s: int, n: int, area: int) -> bool:
-        """Whether a layer is one matrix for all branches."""
-        return s == n and (area == 1 or not self.legacy_layout)
+        def block(part: str, shape: tuple[int, ...], shared: bool) -> Value:
+            name = f"{kind}_{part}" if part else kind
+            if shared and self.shared:
+                return self.shared.read(layer, name, shape, init, x.value.dtype)
+            return state(x.value.graph, layer, name, shape, init, dtype=x.value.dtype)
 
-    def _weight(self, x: Halves, layer: str, s: int, shape: tuple[int, ...]) -> Value:
-        """[[W_ss, W_us], [W_su, W_uu]] of the module's docstring."""
-        n, channels, *kernel = shape
-        area = prod(kernel)
-        init = self.init(channels * area, n * area)
-        whole = self._is_whole(s, n, area)
-        if s == 0 or whole:
-            return _stacked(0, self._block(x, layer, "weight", shape, init, whole))
-        a, v, u = *_input_halves(x), n - s
-        if a == 0 and self.shared:
+        return block
+
+    def _cut(self, x: Halves, s: int, n: int, area: int) -> Cut:
+        a, v = x.sizes
+        return Cut(a, v, s, n - s, whole=area == 1 or not self.legacy_layout)
+
+    def _weight(self, x: Halves, layer: str, cut: Cut, kernel: tuple[int, ...] = ()) -> Value:
+        if cut.unshared and self.shared:
             self.shared.warn_unshared(layer)
+        area = prod(kernel)
+        init = self.init(x.channels * area, (cut.s + cut.u) * area)
+        return cut.weight(self._block(x, layer, "weight", init), kernel)
 
-        def block(kind: str, rows: int, columns: int, shared: bool = False) -> Value | None:
-            size = (rows, columns, *kernel)
-            return self._block(x, layer, f"weight_{kind}", size, init, shared)
-
-        rows = [
-            _stacked(1, *blocks)
-            for blocks in (
-                (block("ss", s, a, True), block("us", s, v)),
-                (block("su", u, a), block("uu", u, v)),
-            )
-            if any(b is not None for b in blocks)
-        ]
-        return _stacked(0, *rows)
-
-    def _bias(self, x: Halves, layer: str, s: int, n: int, area: int) -> Value:
-        """[b_s, b_u]; in the legacy layout [b_ss + b_us, b_su + b_uu]."""
-
-        def block(kind: str, size: int, shared: bool = False) -> Value | None:
-            return self._block(x, layer, f"bias{kind}", (size,), Zeros(), shared)
-
-        whole = self._is_whole(s, n, area)
-        if s == 0 or whole:
-            return _stacked(0, block("", n, whole))
-        a, v = _input_halves(x)
-        if not self.legacy_layout:
-            return _stacked(0, block("_s", s, a > 0), block("_u", n - s))
-        halves = []
-        for out, size in (("s", s), ("u", n - s)):
-            shared = block(f"_s{out}", size, out == "s") if a else None
-            halves.append(_summed(shared, block(f"_u{out}", size) if v else None))
-        return _stacked(0, *halves)
-
-    def _channel_state(self, x: Halves, layer: str, kind: str, init: Initialiser) -> Value:
-        """One number a channel, shared in the shared half."""
-        s, n = x.shared or 0, x.channels
-        if s in (0, n):
-            return _stacked(0, self._block(x, layer, kind, (n,), init, s == n))
-        shared = self._block(x, layer, f"{kind}_s", (s,), init, True)
-        return _stacked(0, shared, self._block(x, layer, f"{kind}_u", (n - s,), init))
+    def _bias(self, x: Halves, layer: str, cut: Cut) -> bool | Value:
+        return cut.bias(self._block(x, layer, "bias", Zeros()), per_block=self.legacy_layout)
 
 
 def _spatial(x: Halves) -> tuple[int, ...]:
@@ -327,24 +186,6 @@ def _spatial(x: Halves) -> tuple[int, ...]:
     if len(sizes) != len(x.value.shape) - 2:
         raise GraphError(f"padding `same` needs concrete sizes, got {x.value.type}; give `pad`")
     return sizes
-
-
-def _input_halves(x: Halves) -> tuple[int, int]:
-    """Shared and unique input channels of a layer that shares; a plain input counts as shared."""
-    a = x.channels if x.shared is None else x.shared
-    return a, x.channels - a
-
-
-def _stacked(axis: int, *blocks: Value | None) -> Value:
-    """The blocks that exist, one after another."""
-    present = [b for b in blocks if b is not None]
-    return present[0] if len(present) == 1 else concat(*present, axis=axis)
-
-
-def _summed(*terms: Value | None) -> Value | None:
-    """The sum of the terms that exist."""
-    present = [t for t in terms if t is not None]
-    return merge_sum(*present) if len(present) > 1 else next(iter(present), None)
 
 
 def _outside() -> Location:

@@ -15,9 +15,10 @@ from typing import TypeVar
 from branchgraph.ir.builder import average_pool, global_average_pool, max_pool, relu
 from branchgraph.ir.errors import GraphError
 from branchgraph.ir.graph import Graph, scope
+from branchgraph.ir.sharing import Halves, Share, add, concatenate
 from branchgraph.nets.catalogue import family
 from branchgraph.nets.vbranch.branching import Branching, branched
-from branchgraph.nets.vbranch.halves import EPS, Halves, Layers, Share, add, concatenate
+from branchgraph.nets.vbranch.halves import EPS, Layers
 
 Key = TypeVar("Key")
 Setting = TypeVar("Setting")

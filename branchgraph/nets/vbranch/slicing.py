@@ -24,8 +24,8 @@ from branchgraph.ir.ops.conv import Conv
 from branchgraph.ir.ops.linear import Dense
 from branchgraph.ir.ops.merge import Concat
 from branchgraph.ir.ops.reshape import Slice
+from branchgraph.ir.sharing import Halves
 from branchgraph.ir.state import State, Store
-from branchgraph.nets.vbranch.halves import Halves
 
 #: The plain position of each channel of a value.
 Order = np.ndarray
