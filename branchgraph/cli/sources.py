@@ -11,6 +11,7 @@ from branchgraph.ir.graph import Graph
 from branchgraph.ir.state import Store
 from branchgraph.nets import network
 from branchgraph.passes.base import Pass
+from branchgraph.passes.materialise import evaluate_origin
 
 
 def read(source: str) -> tuple[Graph, Store | None]:
@@ -40,6 +41,8 @@ def rewritten(graph: Graph, specs: tuple[str, ...], store: Store | None = None) 
         result = Pass.from_spec(spec).run(graph, values=store)
         click.echo(str(result.report), err=True)
         graph = result.graph
+        if result.report.origin is not None and store is not None:
+            evaluate_origin(result.report.origin, store)
     return graph
 
 

@@ -9,10 +9,12 @@ import pytest
 from click.testing import CliRunner, Result
 
 from branchgraph.cli import main
+from branchgraph.compiler import compile
 from branchgraph.interop.weights import collect, read_arrays, write_arrays
-from branchgraph.ir.file import load
+from branchgraph.ir.file import load, save
 from branchgraph.ir.state import Store
 from branchgraph.nets import NETWORKS
+from tests.builders import images, randomised
 from tests.goldens import golden
 
 
@@ -58,13 +60,63 @@ def test_our_own_names_come_out_and_go_in(tmp_path: Path) -> None:
         np.testing.assert_array_equal(first[1][a], second[1][b])
 
 
+def trained(path: Path, spec: str) -> Path:
+    """A .bg file of a network at random values."""
+    graph = NETWORKS.network(spec)
+    save(path, graph, randomised(graph))
+    return path
+
+
+def logits(path: Path, x: np.ndarray) -> dict[str, np.ndarray]:
+    graph, store = load(path)
+    return compile(graph, store=store)(x=x)
+
+
+def test_a_trained_network_is_rewritten_with_its_weights(tmp_path: Path) -> None:
+    source = trained(tmp_path / "pd_a.bg", "pd_a_resnet18:width=8,groups=8,size=32,classes=5")
+    fused = tmp_path / "fused.bg"
+    passes = ("--pass", "specialise", "--pass", "fuse_branches")
+    result = run(str(source), *passes, "-o", str(fused))
+    assert result.exit_code == 0, result.output
+    graph, _ = load(fused)
+    assert sum(n.op.opcode == "conv" for n in graph.nodes) == 20  # of a plain ResNet-18
+    assert not any(n.op.opcode.startswith("batch_norm") for n in graph.nodes)
+    x = images(2, channels=3, size=32)
+    before, after = logits(source, x)["logits"], logits(fused, x)["logits"]
+    assert np.abs(after - before).max() <= 5e-5 * max(1.0, np.abs(before).max())
+
+
+def test_exits_still_leave_early_after_batch_norm_is_folded(tmp_path: Path) -> None:
+    source = trained(tmp_path / "b_resnet.bg", "b_resnet:blocks=1")
+    folded = tmp_path / "folded.bg"
+    passes = ("--pass", "specialise", "--pass", "fold_batch_norm")
+    assert run(str(source), *passes, "-o", str(folded)).exit_code == 0
+    graph, _ = load(folded)
+    assert [n.op.opcode for n in graph.nodes].count("exit") == 3
+    x = images(4, channels=3, size=32)
+    before, after = logits(source, x), logits(folded, x)
+    np.testing.assert_array_equal(after["exit"], before["exit"])
+    scale = max(1.0, np.abs(before["logits"]).max())
+    assert np.abs(after["logits"] - before["logits"]).max() <= 1e-4 * scale
+
+
+def test_branches_start_from_the_weights_they_share(tmp_path: Path) -> None:
+    source = trained(tmp_path / "fcn.bg", "fcn:sizes=8,features=6,outputs=3")
+    shared = tmp_path / "shared.bg"
+    spec = "share_weights:branches=2,shared=0.5"
+    assert run(str(source), "--pass", spec, "-o", str(shared)).exit_code == 0
+    x = np.random.default_rng(0).normal(size=(3, 6)).astype(np.float32)
+    expected = logits(source, x)["logits"]
+    for value in logits(shared, x).values():
+        np.testing.assert_allclose(value, expected, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (("b_lenet", "none.npz", "-o", "net.bg"), "none.npz: there is no such file"),
-        (("b_lenet", "none.npz", "-o", "net.npz"), "must end in .bg"),
         (("b_lenet", "-o", "net.npz"), "expected a .bg file"),
-        (("net.bg", "-o", "net.pt"), "must end in .npz or .safetensors or .params"),
+        (("net.bg", "-o", "net.pt"), "must end in .bg or .npz or .safetensors or .params"),
         (("nothing", "none.npz", "-o", "net.bg"), "unknown network 'nothing'"),
     ],
 )
