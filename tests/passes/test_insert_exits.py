@@ -17,9 +17,9 @@ from branchgraph.ir.text import format_graph
 from branchgraph.nets import NETWORKS, b_lenet, lenet, network
 from branchgraph.passes.base import Pass
 from branchgraph.passes.insert_exits import HEADS, InsertExits, RemoveExits
+from branchgraph.passes.insert_exits.trunk import Trunk
 from branchgraph.passes.lower_exits import exits_of
 from branchgraph.passes.specialise import specialise
-from branchgraph.passes.trunk import Trunk
 from branchgraph.training.loss import joint_loss
 
 

@@ -43,9 +43,9 @@ from branchgraph.ir.state import Role, State, Store
 from branchgraph.ir.text import format_graph, parse_graph
 from branchgraph.ir.types import DType
 from branchgraph.passes.base import Pass
-from branchgraph.passes.mask_branches import owners
 from branchgraph.passes.materialise import carry_slots, evaluate_origin, materialise
 from branchgraph.passes.share_weights import ShareWeights
+from branchgraph.passes.share_weights.mask_branches import owners
 from branchgraph.passes.specialise import specialise
 from branchgraph.training.loop import Training
 from branchgraph.training.loss import joint_loss

@@ -10,8 +10,8 @@ from branchgraph.ir.initialisers import Zeros
 from branchgraph.ir.ops.merge import Concat
 from branchgraph.ir.sharing import Block, Halves, SharedReads, channel_state, concatenate
 from branchgraph.ir.state import State
-from branchgraph.passes.branch_copies import BranchCopy, Origin, Positions
-from branchgraph.passes.channel_halves import LAYERS, NORMS, Channels, Followed
+from branchgraph.passes.share_weights.branch_copies import BranchCopy, Origin, Positions
+from branchgraph.passes.share_weights.channel_halves import LAYERS, NORMS, Channels, Followed
 
 #: The positions of a block of a state.
 _At = Callable[[str], Positions]

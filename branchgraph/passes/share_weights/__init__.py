@@ -9,7 +9,7 @@
            [W_su_i, W_uu_i]]    the other blocks exist once a branch             (`ir.sharing`)
 
 `masks` (arXiv 1803.05872; section 2.11): all weights exist once and every branch keeps its own part
-of the d channels of each layer, `select(y, mask_i)`        (`passes.mask_branches`).
+of the d channels of each layer, `select(y, mask_i)`        (`passes.share_weights.mask_branches`).
 
 From a named node `after` on, so that what comes before stays one trunk. Each branch reads the same
 inputs or has its `inputs` each. Outputs `branch1` to `branchB`, or one after a `merge`: of logits
@@ -20,7 +20,7 @@ New states are cut from the old ones: `report.origin` is the graph that does so.
 
     W_ss = W[:s, :a]   W_us = W[:s, a:]   W_su = W[s:, :a]   W_uu = W[s:, a:]
 
-where columns are in the order in which halves reach the layer (`passes.channel_halves`).
+where columns are in the order in which halves reach the layer (`passes.share_weights.channel_halves`).
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ from branchgraph.ir.graph import Graph, Node, Value, at
 from branchgraph.ir.sharing import SharedReads
 from branchgraph.ir.state import Role, State
 from branchgraph.passes.base import Pass, Report
-from branchgraph.passes.branch_copies import BranchCopy, Origin
-from branchgraph.passes.channel_halves import LAYERS, follow, taken
 from branchgraph.passes.clean import DeadCode
-from branchgraph.passes.mask_branches import MaskedBranch, Masks
-from branchgraph.passes.quadrants import Blocks, QuadrantBranch
+from branchgraph.passes.share_weights.branch_copies import BranchCopy, Origin
+from branchgraph.passes.share_weights.channel_halves import LAYERS, follow, taken
+from branchgraph.passes.share_weights.mask_branches import MaskedBranch, Masks
+from branchgraph.passes.share_weights.quadrants import Blocks, QuadrantBranch
 from branchgraph.passes.split_ensemble import branches_of
 
 #: Merges of the branches' outputs by name.

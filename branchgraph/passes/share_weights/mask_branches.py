@@ -29,9 +29,9 @@ from branchgraph.ir.ops.pool import AveragePool, MaxPool
 from branchgraph.ir.ops.random import Dropout
 from branchgraph.ir.ops.reduce import ReduceMax, ReduceMean, ReduceSum
 from branchgraph.ir.ops.reshape import Pad, Reshape
-from branchgraph.passes.branch_copies import BranchCopy, Origin
-from branchgraph.passes.channel_halves import LAYERS, NORMS, refuse
 from branchgraph.passes.clean import nodes_below
+from branchgraph.passes.share_weights.branch_copies import BranchCopy, Origin
+from branchgraph.passes.share_weights.channel_halves import LAYERS, NORMS, refuse
 
 #: Who keeps a channel: the number of a branch from 0, or ALL.
 Owners = tuple[int, ...]

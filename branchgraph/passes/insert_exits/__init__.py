@@ -1,9 +1,9 @@
 """Inserting, moving and removing early exits.
 
-`insert_exits` puts a head (a small classifier, `passes.heads`) behind chosen values and marks its
+`insert_exits` puts a head (a small classifier, `passes.insert_exits.heads`) behind chosen values and marks its
 logits as a way out; the network's own output becomes the last exit. Places are names or paths,
 patterns of them (`stage*/block2/relu`), or shares of the trunk's multiply-accumulates: of the
-values that every sample passes (`passes.trunk`) and the head can read, the last whose share is not
+values that every sample passes (`passes.insert_exits.trunk`) and the head can read, the last whose share is not
 larger.
 
 `move_exit` hangs a head with its parameters behind another value; `remove_exits` takes early exits
@@ -32,8 +32,8 @@ from branchgraph.ir.state import Role
 from branchgraph.ir.types import DType, TensorType
 from branchgraph.passes.base import Pass, Report
 from branchgraph.passes.clean import DeadCode, nodes_below
-from branchgraph.passes.heads import HEADS
-from branchgraph.passes.trunk import Trunk, is_pattern, node_cost
+from branchgraph.passes.insert_exits.heads import HEADS
+from branchgraph.passes.insert_exits.trunk import Trunk, is_pattern, node_cost
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from branchgraph.ir.graph import Graph, Location, Node, Scope, Value, at
 from branchgraph.ir.op import Op
 from branchgraph.ir.ops.constant import Full
 from branchgraph.ir.state import State
-from branchgraph.passes.channel_halves import taken
+from branchgraph.passes.share_weights.channel_halves import taken
 
 #: Positions along axes that a new state takes from an old one.
 Positions = tuple[tuple[int, tuple[int, ...]], ...]
