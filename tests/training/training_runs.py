@@ -121,7 +121,7 @@ LONG = (
     Run("one_block:block=repvgg,width=16", _MORE_MNIST, _FAST, 32, 500, 1.0),
     Run("one_block:block=dbb,width=16", _MORE_MNIST, _FAST, 32, 500, 1.0),
     Run("b_alexnet", _MORE_CIFAR, "adam", 32, 200, 2.05),
-    Run("cnn:version=cifar,branches=2,shared=0.5", _TRAINING_ONLY, _ADAM, 32, 60, 2.0),
+    Run("cnn:version=cifar,branches=2,shared=0.5", _TRAINING_ONLY, _ADAM, 32, 60, 2.05),
     Run("resnet:depth=8", _MORE_CIFAR, _FAST, 32, 150, 2.0),
     Run("cross:depth=14", _MORE_CIFAR, _FAST, 32, 100, 2.05),
     Run("fuse3:depth=5", _MORE_CIFAR, _FAST, 32, 150, 2.05),
