@@ -43,7 +43,9 @@ class Lowering:
     def set(self, target: Value, value: Value) -> None:
         """Let the state that `target` reads take `value` at the end of the run."""
         if target.state is None:
-            raise GraphError(f"{target.label} is no state, so it cannot be updated")
+            raise GraphError(
+                f"{target.label} is no state, so it cannot be updated; materialise(graph) first"
+            )
         self._latest[target.state] = value
 
     def on_statistics(self, rule: Callable[[], None]) -> None:

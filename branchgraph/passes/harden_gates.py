@@ -97,7 +97,8 @@ class HardenGates(Pass, spelling="harden_gates", claim="different"):
             probe.output(str(i), mapped[value])
         probe = DeadCode().apply(probe)
         probe.keep(input=lambda n: False)
-        found = interpret(specialise(probe, training=False), {}, store).outputs
+        with np.errstate(all="ignore"):
+            found = interpret(specialise(probe, training=False), {}, store).outputs
         arrays = {value: found[str(i)] for i, value in enumerate(values)}
         for value, array in arrays.items():
             if not np.isfinite(array).all():

@@ -20,7 +20,8 @@ Values are equal for all finite states, NaN and infinities of removed branches w
 before. Gradients of what stays are equal, of what goes they were zero.
 
 Refused: gates with scores (a closed one still learns from what lies behind it), gates that depend
-on the input (another row may open them), and graphs with gradients (prune, then differentiate).
+on the input (another row may open them), closed ones on rows that an exit left (their number is
+known only there), and graphs with gradients (prune, then differentiate).
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from branchgraph.ir.dims import Dim
 from branchgraph.ir.graph import Graph, Node, Value, at
 from branchgraph.ir.ops.constant import Full
 from branchgraph.ir.ops.elementwise import Add
@@ -67,6 +69,8 @@ class Pruning:
         self.nodes = {node: node.path or node.op.opcode for node in graph.nodes}
         self.why: dict[Node, str] = {}
         self.branches = set(graph.branches())
+        #: Sizes that ops of the graph bring about: constants of such sizes may not outlive them.
+        self.counted = {name for node in graph.nodes for name in node.op.introduces}
         self.read = {s for s, v in graph.reads.items() if v.users}
         self.observable = needed(graph.outputs.values()) & _depending(graph)
 
@@ -111,6 +115,8 @@ class Pruning:
         if knowledge.arrays.get(node.output) is not None:
             return None
         if knowledge.is_zero(node.output):
+            if self._of_rows_left(node.output):
+                return None
             rule = "closed gate" if isinstance(node.op, Select) else "zero value"
             return rule, self._zeros(node)
         if isinstance(node.op, Select):
@@ -132,6 +138,11 @@ class Pruning:
             return None
         with at(node.scope):
             return "zero edge", self.graph.emit(Sum(), *left, name=node.name)
+
+    def _of_rows_left(self, value: Value) -> bool:
+        """Whether the size of `value` is known only when some rows have left."""
+        sizes = (d for d in value.shape if isinstance(d, Dim))
+        return any(name in self.counted for d in sizes for name in d.symbols)
 
     def _zeros(self, node: Node) -> Value:
         value = node.output
@@ -161,8 +172,12 @@ class Pruning:
     def _refuse(self, knowledge: Knowledge) -> None:
         """Name what decides about the gates that stay, once each."""
         for node in self.graph.nodes:
-            if isinstance(node.op, Select) and knowledge.arrays.get(node.inputs[1]) is None:
+            if not isinstance(node.op, Select):
+                continue
+            if knowledge.arrays.get(node.inputs[1]) is None:
                 self.refused(*_decided_by(node))
+            elif knowledge.is_zero(node.output) and self._of_rows_left(node.output):
+                self.refused(node, "it has the rows that an exit left; prune before lowering exits")
 
     def refused(self, where: Node | str, reason: str) -> None:
         """Report a refusal, unless it was reported before."""

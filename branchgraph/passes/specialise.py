@@ -87,6 +87,8 @@ class Specialise(Pass, spelling="specialise", claim="different"):
             raise GraphError(f"specialise: exits {self.exits!r} is none of {known}")
 
     def _rewritten(self, graph: Graph, report: Report, record: bool = False) -> Graph:
+        kept = Exit if self.exits == "keep" and not self.training else ()
         for node in declared_ops(graph):
-            report.matched(node)
+            if not isinstance(node.op, kept):
+                report.matched(node)
         return specialise(graph, training=self.training, exits=cast(Exits, self.exits))

@@ -34,14 +34,18 @@ class Continued:
         return f"optimiser slots reset for {names}" if names else "all optimiser slots carried"
 
 
-def continued(training: Training, graph: Graph, *, backend: str = "numpy") -> Continued:
+def continued(
+    training: Training, graph: Graph, *, origin: Graph | None = None, backend: str = "numpy"
+) -> Continued:
     """Training of `graph`, a rewritten form of the network that `training` trains.
 
-    The store is shared: it keeps the old states and gains the new ones.
+    A pass that made new states says in `report.origin` where they come from; with that `origin` the
+    graph is trained as it is. Otherwise its expressions become leaves. The store is shared: it
+    keeps the old states and gains the new ones.
     """
-    new, origin = materialise(graph)
-    evaluate_origin(origin, training.store)
-    carried = carry_slots(origin, training.optimiser.slots, training.store)
+    new, source = (graph, origin) if origin is not None else materialise(graph)
+    evaluate_origin(source, training.store)
+    carried = carry_slots(source, training.optimiser.slots, training.store)
     optimiser = replace(training.optimiser, slots=carried.slots)
     fresh = Training.of(new, optimiser, backend=backend, store=training.store)
-    return Continued(new, fresh, origin, tuple(dict.fromkeys(carried.reset)))
+    return Continued(new, fresh, source, tuple(dict.fromkeys(carried.reset)))

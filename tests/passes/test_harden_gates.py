@@ -248,3 +248,12 @@ def test_pipelines_hand_the_values_on() -> None:
     both = pipeline("harden_gates", "prune_gates", verify=True)
     pruned = both.apply(graph, scored(graph))
     assert len(pruned.branches()) < len(graph.branches())
+
+
+def test_a_gate_that_is_not_finite_is_refused_without_a_warning() -> None:
+    graph = Graph("endless")
+    x = graph.input("x", ("N", 4))
+    score = graph.read(State("s", (4,), role=Role.GATE))
+    graph.output("y", gate(x, score / (score * 0.0)))
+    with pytest.raises(RefusalError, match="is not finite under the given scores"):
+        HardenGates().apply(graph, values=Store.initialised(graph.states))

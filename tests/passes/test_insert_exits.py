@@ -384,3 +384,29 @@ graph tiny {
   output exit2 = %6
 }
 """
+
+
+# -- found by random pipelines ---------------------------------------------------------------------
+
+
+def test_an_exit_that_something_reads_is_removed_and_its_logits_are_read() -> None:
+    graph = InsertExits(after=("relu1",), head="pool").apply(three_layers())
+    graph.output("read", relu(graph.outputs["exit1"]))
+    for step in (RemoveExits(("exit1",)), RemoveExits()):
+        removed = step.apply(graph)
+        assert not [n for n in removed.nodes if n.op.opcode == "exit" and len(n.inputs) > 1]
+        assert "read" in removed.outputs
+        assert not step.run(removed).report.matches
+
+
+def test_naming_an_exit_that_is_not_there_leaves_the_last_one() -> None:
+    graph = RemoveExits(("exit1",)).apply(InsertExits(after=("relu1",)).apply(three_layers()))
+    result = RemoveExits(("exit9",)).run(graph)
+    assert not result.report.matches
+    assert format_graph(result.graph) == format_graph(graph)
+
+
+def test_no_exit_stands_behind_the_last_one() -> None:
+    graph = InsertExits(after=("relu1",), head="pool").apply(three_layers())
+    report = InsertExits(after=("exit2",), head="dense").run(graph).report
+    assert report.refusals == [("exit2", "it stands behind the last result")]

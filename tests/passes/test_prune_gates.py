@@ -501,3 +501,17 @@ def test_pruning_commutes_with_choosing_the_mode(graph: Graph) -> None:
     first = PruneGates().apply(specialise(graph, training=False))
     last = specialise(PruneGates().apply(graph), training=False)
     assert structural_hash(first) == structural_hash(last)
+
+
+def test_a_closed_gate_on_rows_that_an_exit_left_stays() -> None:
+    graph = Graph("rows")
+    h = relu(conv(image_input(graph), 4, 3, name="stem"))
+    with branch("exit1"):
+        exit(dense(global_average_pool(h), 5), "exit1", threshold=0.5)
+    logits = dense(global_average_pool(conv(h, 4, 3, name="later")), 5)
+    closed_logits = gate(logits, fixed(graph, 0.0, shape=(1, 1)), name="skip")
+    exit(closed_logits, "last", last=True)
+    lowered = specialise(graph, training=False)
+    report = prune(lowered)[1]
+    reason = "it has the rows that an exit left; prune before lowering exits"
+    assert ("skip", reason) in report.refusals

@@ -14,7 +14,7 @@ from branchgraph.ir.ops.norm import BatchNorm
 from branchgraph.ir.state import State, Store
 from branchgraph.ir.types import DType
 from branchgraph.ir.verify import declared_ops, verify
-from branchgraph.passes.specialise import specialise
+from branchgraph.passes.specialise import Specialise, specialise
 
 DECAY = 0.9
 
@@ -157,3 +157,11 @@ def test_streams_fed_by_the_host_are_inputs() -> None:
     y = interpret(graph, {"x": np.ones((6, 50)), "random.0": draws}).outputs["y"]
     np.testing.assert_array_equal(y, 2.0 * (draws >= 0.5))
     assert not graph.updates
+
+
+def test_exits_that_stay_declared_are_no_matches() -> None:
+    graph = branches_of_every_kind()
+    first = Specialise().run(graph)
+    assert not any("exit" in where for where in first.report.matches)
+    assert not Specialise().run(first.graph).report.matches
+    assert len(Specialise(exits="all").run(first.graph).report.matches) == 2

@@ -14,6 +14,7 @@ from branchgraph.ir.optimisers import Adam
 from branchgraph.ir.state import Role
 from branchgraph.passes.fold_batch_norm import FoldBatchNorm
 from branchgraph.passes.materialise import provenance
+from branchgraph.passes.share_weights import ShareWeights
 from branchgraph.passes.specialise import specialise
 from branchgraph.training import Training, train
 from branchgraph.training.rewriting import continued
@@ -76,3 +77,18 @@ def test_slots_move_with_parameters_that_only_move() -> None:
     np.testing.assert_array_equal(
         found.training.store[new_slot], np.concatenate([value[2:], value[:2]])
     )
+
+
+def test_branches_that_share_weights_train_on_from_the_plain_network() -> None:
+    graph, training = trained()
+    result = ShareWeights(branches=2, shared=(0.5,)).run(graph)
+    found = continued(training, result.graph, origin=result.report.origin)
+    assert not found.reset
+    x = images(7)
+    plain = compile(graph, store=training.store)(x=x)["logits"]
+    branches = compile(found.graph, store=found.training.store)(x=x)
+    for value in branches.values():
+        np.testing.assert_allclose(value, plain, rtol=1e-4, atol=1e-5)
+    labels = np.arange(7) % 5
+    losses = [float(found.training.step(x=x, labels=labels)["loss"]) for _ in range(30)]
+    assert losses[-1] < losses[0]

@@ -121,7 +121,7 @@ class InsertExits(Pass, spelling="insert_exits", claim="different"):
             else f"it has {len(node.outputs)} results"
             if len(node.outputs) != 1
             else "it stands behind the last result"
-            if node not in trunk.nodes
+            if node not in trunk.nodes or isinstance(node.op, Exit)
             else HEADS[self.head].misfit(node.output.type, trunk.batch)
         )
         if reason:
@@ -200,6 +200,12 @@ def _classes(logits: Value) -> int:
     return logits.shape[1]
 
 
+def _unmark(graph: Graph, exits: Iterable[Node]) -> None:
+    """Let what reads an exit read its logits."""
+    for node in exits:
+        graph.replace(node.output, node.inputs[0])
+
+
 def _drop_inputs(graph: Graph, exits: Iterable[str]) -> None:
     """Take out thresholds and loss weights that nothing reads any more."""
     names = {f"{name}.{kind}" for name in exits for kind in ("threshold", "weight")}
@@ -227,7 +233,7 @@ class RemoveExits(Pass, spelling="remove_exits", claim="different"):
             if name not in early:
                 report.refused(name, f"no early exit; there are: {', '.join(early) or 'none'}")
         gone = {k: n for k, n in early.items() if k in self.names or not self.names}
-        if self.names and len(gone) < len(early):
+        if self.names and (len(gone) < len(early) or not gone):
             self._some(graph, gone, report)
         else:
             self._all(graph, [n for n, _ in exits], last[0], report)
@@ -239,6 +245,7 @@ class RemoveExits(Pass, spelling="remove_exits", claim="different"):
         kept = {k for k, v in graph.outputs.items() if v not in out}
         names = [op.name for _, op in _exits(graph)]
         graph.keep(output=kept.__contains__)
+        _unmark(graph, exits)
         graph.output("logits", last.inputs[0])
         DeadCode().rewrite(graph, Report(self.name))
         _drop_inputs(graph, names)
@@ -249,6 +256,7 @@ class RemoveExits(Pass, spelling="remove_exits", claim="different"):
         for node in gone.values():
             report.matched(node)
         graph.keep(output={k for k, v in graph.outputs.items() if v not in out}.__contains__)
+        _unmark(graph, gone.values())
         for node, _ in _exits(graph):
             kept = tuple(v for i, v in enumerate(node.inputs) if i < 2 or v not in logits)
             if len(kept) < len(node.inputs):
