@@ -41,7 +41,7 @@ from branchgraph.ir.ops.pool import AveragePool, MaxPool
 from branchgraph.ir.ops.random import Dropout
 from branchgraph.ir.ops.reduce import BroadcastTo, ReduceMax, ReduceMean, ReduceSum
 from branchgraph.ir.ops.reshape import Embed, Pad, Reshape, Slice, Transpose
-from branchgraph.passes.constant_arrays import KnownArrays
+from branchgraph.passes.constant_arrays import KnownArrays, write
 
 Channels = frozenset[int]
 _NONE: Channels = frozenset()
@@ -328,7 +328,16 @@ def _select(knowledge: Knowledge, node: Node) -> Fact | None:
     closed = frozenset(c for c, e in entries if not e.any())
     opened = frozenset(c for c, e in entries if (e == 1).all())
     constant = fact.constant & opened
-    return Fact(fact.size, fact.zero | closed, constant, fact.vector if constant else None)
+    if not constant:
+        return Fact(fact.size, fact.zero | closed)
+
+    def masked() -> Value:
+        """v of x with zeros where the gate is closed."""
+        mask = np.array([float(c not in closed) for c in range(fact.size)])
+        graph = node.graph
+        return graph.emit(Select(), knowledge.vector(x), write(graph, mask, x.dtype))
+
+    return Fact(fact.size, fact.zero | closed, constant, masked if closed else fact.vector)
 
 
 def _pad(knowledge: Knowledge, node: Node) -> Fact | None:

@@ -30,6 +30,7 @@ from branchgraph.ir.text import format_graph
 from branchgraph.ir.types import DType
 from branchgraph.passes.base import Report
 from branchgraph.passes.checking import check_claim
+from branchgraph.passes.constant_arrays import write
 from branchgraph.passes.materialise import carry_slots, evaluate_origin, materialise
 from branchgraph.passes.prune_channels import PruneChannels
 from branchgraph.passes.prune_gates import PruneGates
@@ -301,3 +302,16 @@ def test_random_gated_graphs_stay_the_same_function(graph: Graph) -> None:
         report.macs[1],
     )
     assert len(both.graph.nodes) == len(pruned.nodes)
+
+
+def test_constant_channels_behind_a_closed_gate_are_zero() -> None:
+    """relu of a bias is constant; what the gate closes of it is not."""
+    graph = Graph("net")
+    x = graph.input("x", ("N", 4, 5, 5))
+    zero = graph.constant(0.0)
+    h = relu(conv(gate(x, zero), 4, 1, name="conv"))
+    mask = write(graph, np.array([0.0, 0.0, 1.0, 2.0]).reshape(4, 1, 1), x.dtype)
+    graph.output("y", dense(global_average_pool(gate(h, mask)), 3, name="fc"))
+    result = PruneChannels().run(graph, record=True)
+    assert result.report.matches
+    check_claim(graph, result.graph, "exact", report=result.report)

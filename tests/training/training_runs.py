@@ -130,7 +130,7 @@ LONG = (
     Run(_SMALL_RESNEXT, _MORE_MNIST, _GATES, 32, 400, 0.8),
     Run(
         "masked_resnext:depth=20,width=1,cardinality=8,size=16", _TRAINING_ONLY,
-        "adam:learning_rate=0.005,gates=mask_sgd", 32, 150, 2.2,
+        "adam:learning_rate=0.005,gates=mask_sgd", 32, 310, 2.1,
     ),
 )  # fmt: skip
 

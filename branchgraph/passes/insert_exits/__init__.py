@@ -1,10 +1,9 @@
 """Inserting, moving and removing early exits.
 
-`insert_exits` puts a head (a small classifier, `passes.insert_exits.heads`) behind chosen values and marks its
-logits as a way out; the network's own output becomes the last exit. Places are names or paths,
-patterns of them (`stage*/block2/relu`), or shares of the trunk's multiply-accumulates: of the
-values that every sample passes (`passes.insert_exits.trunk`) and the head can read, the last whose share is not
-larger.
+`insert_exits` puts a head (a small classifier, `heads`) behind chosen values and marks its logits
+as a way out; the network's own output becomes the last exit. Places are names or paths, patterns of
+them (`stage*/block2/relu`), or shares of the trunk's multiply-accumulates: of the values that every
+sample passes (`trunk`) and the head can read, the last whose share is not larger.
 
 `move_exit` hangs a head with its parameters behind another value; `remove_exits` takes early exits
 out again: without names all of them, which leaves the network without branches. All claim

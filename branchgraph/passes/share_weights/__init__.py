@@ -20,7 +20,7 @@ New states are cut from the old ones: `report.origin` is the graph that does so.
 
     W_ss = W[:s, :a]   W_us = W[:s, a:]   W_su = W[s:, :a]   W_uu = W[s:, a:]
 
-where columns are in the order in which halves reach the layer (`passes.share_weights.channel_halves`).
+where columns are in the order in which halves reach the layer (`channel_halves`).
 """
 
 from __future__ import annotations
