@@ -18,7 +18,10 @@ Observer = Callable[[Instruction, float], None]
 
 @dataclass
 class Results:
-    """Arrays of one run, in the order of the program's lists; the caller owns them."""
+    """Arrays of one run, in the order of the program's lists.
+
+    The caller owns the outputs; updates and gradients may be the runner's own until its next run.
+    """
 
     outputs: list[np.ndarray]
     updates: list[np.ndarray]
@@ -26,15 +29,19 @@ class Results:
 
 
 class Runner(Protocol):
-    """A program made ready on a backend."""
+    """A program made ready on a backend, for one executable."""
 
     def run(
         self,
         arguments: Mapping[str, np.ndarray],
         states: Sequence[np.ndarray],
+        version: int = 0,
         observer: Observer | None = None,
     ) -> Results:
-        """Run once. `states` are in the numbering of the program and are not written."""
+        """Run once. `states` are in the numbering of the program and are not written.
+
+        While `version` is that of the run before, the states hold what they held then.
+        """
         ...
 
 
@@ -42,6 +49,8 @@ class Backend(Protocol):
     """What the compiler asks of a backend."""
 
     name: str
+    #: Whether graphs are rewritten for speed before they come to it.
+    optimises: bool
 
     def load(self, program: Program) -> Runner:
         """Make `program` ready, or raise `UnsupportedError` naming the ops without a kernel."""
@@ -49,7 +58,10 @@ class Backend(Protocol):
 
 
 #: Backend name to the module that defines `BACKEND`.
-_MODULES = {"numpy": "branchgraph.backends.numpy"}
+_MODULES = {
+    "numpy": "branchgraph.backends.numpy",
+    "onednn": "branchgraph.backends.onednn",
+}
 
 
 def backends() -> list[str]:

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from branchgraph.compiler.backend import Observer, Results, Runner
+from branchgraph.compiler.derived import Derived
 from branchgraph.compiler.program import Program
 from branchgraph.ir.errors import GraphError, ShapeError
 from branchgraph.ir.state import State, Store
@@ -29,13 +30,18 @@ class Executable:
         states: tuple[State, ...],
         output_names: tuple[str, ...],
         store: Store,
+        derived: Derived,
     ) -> None:
         self.program = program
         self.store = store
         self.states = states
         self._runner = runner
-        self._names = names
+        self._inputs = dict(zip(names, program.arguments))
         self._output_names = output_names
+        self._derived = derived
+        self._derived_values: list[np.ndarray] = []
+        self._derived_at: int | None = None
+        self._commits = 0
         self._lock = threading.Lock()
 
     def __call__(self, **inputs: np.ndarray | float) -> dict[str, np.ndarray]:
@@ -50,34 +56,42 @@ class Executable:
         Raises `GraphError` for unknown or missing inputs, `ShapeError` for arrays that do not fit.
         `observer` is called with every instruction and its seconds.
         """
-        return self._results(inputs, observer)[0]
+        arguments = self._arguments(inputs)
+        with self._lock:
+            results = self._run(arguments, observer)
+            return dict(zip(self._output_names, results.outputs))
 
     def gradients(self, inputs: Mapping[str, np.ndarray | float]) -> dict[State, np.ndarray]:
         """Run once (updates included) and return the graph's gradients by state."""
-        return self._results(inputs, None)[1]
-
-    def _results(
-        self, inputs: Mapping[str, np.ndarray | float], observer: Observer | None
-    ) -> tuple[dict[str, np.ndarray], dict[State, np.ndarray]]:
         arguments = self._arguments(inputs)
         with self._lock:
-            values = [self.store[s] for s in self.states]
-            results = self._runner.run(arguments, values, observer)
-            self._commit(results)
-        outputs = dict(zip(self._output_names, results.outputs))
-        numbers = (n for n, _ in self.program.gradients)
-        return outputs, {self.states[n]: g for n, g in zip(numbers, results.gradients)}
+            found = self._run(arguments, None).gradients
+            numbers = (n for n, _ in self.program.gradients)
+            return {self.states[n]: g.copy() for n, g in zip(numbers, found)}
 
-    def _commit(self, results: Results) -> None:
+    def _run(self, arguments: dict[str, np.ndarray], observer: Observer | None) -> Results:
+        """One run under the lock, its updates committed."""
+        store = self.store
+        version = store.version() - self._commits  # of what this program does not write itself
+        values = [store.peek(s) for s in self.states]
+        if self._derived.states:
+            if version != self._derived_at:
+                self._derived_values = self._derived.values(values)
+                self._derived_at = version
+            values += self._derived_values
+        results = self._runner.run(arguments, values, version, observer)
+        self._commits += len(results.updates)
         for (number, _), value in zip(self.program.updates, results.updates):
-            self.store.commit(self.states[number], value)
+            store.commit(self.states[number], value)
+        return results
 
     def _arguments(self, inputs: Mapping[str, np.ndarray | float]) -> dict[str, np.ndarray]:
-        unknown = [n for n in inputs if n not in self._names]
-        if unknown:
-            raise GraphError(f"no input {unknown[0]!r}; the inputs are: {', '.join(self._names)}")
+        known = self._inputs
+        for name in inputs:
+            if name not in known:
+                raise GraphError(f"no input {name!r}; the inputs are: {', '.join(known)}")
         arguments = {}
-        for argument, name in zip(self.program.arguments, self._names):
+        for name, argument in known.items():
             given = inputs.get(name, argument.default)
             if given is None:
                 raise GraphError(f"input {name!r} {argument.type} is not given")

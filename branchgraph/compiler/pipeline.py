@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from branchgraph.compiler.backend import Runner, backend
+from branchgraph.compiler.backend import Backend
+from branchgraph.compiler.backend import backend as find_backend
+from branchgraph.compiler.derived import Derived, derive
 from branchgraph.compiler.executable import Executable
 from branchgraph.compiler.program import Program, schedule
 from branchgraph.ir.graph import Graph
@@ -12,13 +14,17 @@ from branchgraph.ir.hash import canonical_states, structural_hash
 from branchgraph.ir.state import Store
 from branchgraph.ir.verify import declared_ops, verify
 from branchgraph.passes.clean import Canonical, CommonSubexpressions, Constants, DeadCode
+from branchgraph.passes.fold_batch_norm import FoldBatchNorm
 from branchgraph.passes.pipeline import Pipeline
 from branchgraph.passes.specialise import specialise
 
 #: What every graph goes through before it is scheduled.
 CLEANING = Pipeline((DeadCode(), Canonical(), Constants(), CommonSubexpressions(), DeadCode()))
 
-_PROGRAMS: dict[tuple[str, str], tuple[Program, Runner]] = {}
+#: What graphs go through besides for a backend that optimises.
+OPTIMISING = Pipeline((FoldBatchNorm(),))
+
+_PROGRAMS: dict[tuple[str, str], _Prepared] = {}
 _REMEMBERED = 256
 
 
@@ -47,21 +53,37 @@ def compile(
         graph = specialise(CLEANING.apply(graph), training=False)
     verify(graph)
     states = canonical_states(graph)
-    program, runner = _prepared(graph, backend)
+    chosen = find_backend(backend)
+    prepared = _prepared(graph, chosen)
     store = Store() if store is None else store
     store.initialise(graph.states, seed)
-    names = tuple(graph.inputs)
-    return Executable(program, runner, names, tuple(states), tuple(graph.outputs), store)
+    return Executable(
+        prepared.program,
+        chosen.load(prepared.program),
+        tuple(graph.inputs),
+        tuple(states),
+        tuple(graph.outputs),
+        store,
+        prepared.derived,
+    )
 
 
-def _prepared(graph: Graph, name: str) -> tuple[Program, Runner]:
-    key = (structural_hash(graph), name)
+@dataclass(frozen=True)
+class _Prepared:
+    program: Program
+    derived: Derived
+
+
+def _prepared(graph: Graph, backend: Backend) -> _Prepared:
+    key = (structural_hash(graph), backend.name)
     if key not in _PROGRAMS:
         if len(_PROGRAMS) >= _REMEMBERED:
             _PROGRAMS.pop(next(iter(_PROGRAMS)))
         numbering = {s: i for i, s in enumerate(canonical_states(graph))}
-        program = schedule(CLEANING.apply(graph), numbering)
-        _PROGRAMS[key] = program, backend(name).load(program)
+        graph, derived = CLEANING.apply(graph), Derived(graph, (), ())
+        if backend.optimises:
+            graph, derived = derive(OPTIMISING.apply(graph), numbering)
+        _PROGRAMS[key] = _Prepared(schedule(graph, numbering), derived)
         _COUNTER.programs += 1
     return _PROGRAMS[key]
 

@@ -55,12 +55,22 @@ class Program:
     """
 
     instructions: tuple[Instruction, ...]
-    buffers: int
+    types: tuple[TensorType, ...]
     arguments: tuple[Argument, ...]
     states: tuple[tuple[int, int], ...]
     outputs: tuple[int, ...]
     updates: tuple[tuple[int, int], ...]
     gradients: tuple[tuple[int, int], ...]
+
+    @property
+    def buffers(self) -> int:
+        """Number of buffers; `types` has the type of each."""
+        return len(self.types)
+
+    @property
+    def results(self) -> set[int]:
+        """Buffers that are read when all instructions have run."""
+        return {*self.outputs, *(b for _, b in (*self.updates, *self.gradients))}
 
 
 def schedule(graph: Graph, numbering: Mapping[State, int]) -> Program:
@@ -99,7 +109,7 @@ def schedule(graph: Graph, numbering: Mapping[State, int]) -> Program:
         )
     return Program(
         tuple(instructions),
-        len(buffer),
+        tuple(v.type for v in buffer),
         tuple(Argument(n, buffer[v], v.type, v.default) for n, v in graph.inputs.items()),
         tuple((numbering[s], buffer[v]) for s, v in graph.reads.items()),
         tuple(buffer[v] for v in graph.outputs.values()),

@@ -7,6 +7,7 @@ random streams are all states; they differ in `role`. Graphs name states and nev
 
 from __future__ import annotations
 
+import sys
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -71,13 +72,16 @@ class Store:
     """Values of states.
 
     Arrays handed out are the store's own: their holder may edit them and the
-    next run sees it, and a run that updates the state writes into the same array.
+    next run sees it, and a run that updates the state writes into the same array. `version` tells
+    backends, which keep packed copies, whether anything may have changed.
 
     >>> store = Store.initialised(graph.states, seed=0)          # doctest: +SKIP
     """
 
     def __init__(self, values: Mapping[State, np.ndarray] | None = None) -> None:
         self._values: dict[State, np.ndarray] = {}
+        self._version = 0
+        self._handed: set[State] = set()
         for state, value in (values or {}).items():
             self[state] = value
 
@@ -100,6 +104,7 @@ class Store:
             seen[state.name] = occurrence + 1
             if state in self._values:
                 continue
+            self._version += 1
             if state.role is Role.KEY:
                 words = [seed & 0xFFFFFFFF, (seed >> 32) & 0xFFFFFFFF]
                 self._values[state] = np.array(words, dtype=np.uint32)
@@ -110,6 +115,12 @@ class Store:
             self._values[state] = np.asarray(drawn).astype(state.dtype.numpy)
 
     def __getitem__(self, state: State) -> np.ndarray:
+        array = self.peek(state)
+        self._handed.add(state)
+        return array
+
+    def peek(self, state: State) -> np.ndarray:
+        """The array of `state` for reading now: for backends, which neither edit nor keep it."""
         try:
             return self._values[state]
         except KeyError:
@@ -125,17 +136,31 @@ class Store:
                 f"state {state.name}: expected shape {format_shape(state.shape)}, "
                 f"got {format_shape(array.shape)}"
             )
+        self._version += 1
         self._values[state] = array.astype(state.dtype.numpy)
+
+    def version(self) -> int:
+        """A number that differs from an earlier one if any value may have changed since.
+
+        Besides writes it counts arrays that were handed out: whoever still holds one (or a view of
+        it) may have edited it, which the reference count tells.
+        """
+        if self._handed:
+            self._version += 1
+            self._handed = {s for s in self._handed if sys.getrefcount(self._values[s]) > _ALONE}
+        return self._version
 
     def commit(self, state: State, value: np.ndarray) -> None:
         """Write `value` into the array of `state`, which its holders go on seeing.
 
         A state without a value takes `value` over. For backends, which have checked the type.
         """
+        self._version += 1
         if state in self._values:
             np.copyto(self._values[state], value)
         else:
             self._values[state] = value
+            self._handed.add(state)
 
     def __contains__(self, state: State) -> bool:
         return state in self._values
@@ -149,3 +174,8 @@ class Store:
     def copy(self) -> Store:
         """A store with its own copies of all values."""
         return Store({s: v.copy() for s, v in self._values.items()})
+
+
+_PROBE = {None: np.zeros(0)}
+#: What `sys.getrefcount` says of an array that only a dictionary holds.
+_ALONE = sys.getrefcount(_PROBE[None])

@@ -28,6 +28,7 @@ class NumpyRunner:
         self,
         arguments: Mapping[str, np.ndarray],
         states: Sequence[np.ndarray],
+        version: int = 0,
         observer: Observer | None = None,
     ) -> Results:
         program = self.program
@@ -108,6 +109,7 @@ class NumpyBackend:
     """Runs every op that has a meaning."""
 
     name = "numpy"
+    optimises = False
 
     def load(self, program: Program) -> NumpyRunner:
         """Every op evaluates itself, so every program loads."""

@@ -1,0 +1,375 @@
+"""A plan: one part of a program at concrete sizes, as calls over one arena.
+
+Kernels are made in the order of clusters; each chooses where its results lie. When all are known,
+lifetimes are, and the arena is laid out; only then are the calls prepared, with every pointer in
+them, so that a run is a loop over calls and allocates nothing. What does not change while the
+states do not (packed weights, constants) lies outside the arena and is made when they change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from branchgraph.backends.onednn.clusters import Cluster, clusters
+from branchgraph.backends.onednn.primitives import Desc, Memory, Primitive
+from branchgraph.backends.onednn.tensors import Shape, Tensor, dense
+from branchgraph.compiler.memory import ALIGNMENT, Layout, Request
+from branchgraph.compiler.memory import plan as lay_out
+from branchgraph.compiler.program import Instruction, Program
+from branchgraph.ir.dims import Dim, substitute_shape
+from branchgraph.ir.op import Op
+from branchgraph.ir.types import DType
+
+#: A call, its arguments, and what must stay alive; a non-zero int as its result is an error.
+Step = tuple[Callable[..., Any], tuple[Any, ...], Any]
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """Calls that carry out one cluster, or one part of it."""
+
+    name: str
+    cluster: Cluster
+    reads: tuple[int, ...]
+    writes: tuple[int, ...]
+    emit: Callable[[Place], list[Step]]
+
+    @property
+    def buffers(self) -> tuple[int, ...]:
+        """All buffers it touches."""
+        return (*self.reads, *self.writes)
+
+
+class Place:
+    """Where buffers are, once they have memory."""
+
+    def __init__(self, memories: Mapping[int, np.ndarray], counts: Mapping[str, int]) -> None:
+        self._memories = memories
+        #: Numbers of rows of the run, by symbol; kernels may keep this and read it in each run.
+        self.counts = counts
+
+    def array(self, tensor: Tensor) -> np.ndarray:
+        """The elements of `tensor`, in logical order of axes."""
+        return tensor.array(self._memories[tensor.buffer])
+
+    def rows(self, tensor: Tensor) -> np.ndarray:
+        """The elements of a dense `tensor` as [rows, elements a row], in the order they lie."""
+        n = tensor.shape[0]
+        flat = Tensor(tensor.buffer, (tensor.size,), tensor.dtype, (1,), tensor.offset)
+        return self.array(flat).reshape(n, tensor.size // n if n else 0)
+
+    def memory(self, buffer: int, desc: Desc, offset: int = 0) -> Memory:
+        """oneDNN's view of a buffer, `offset` bytes into it."""
+        return Memory(desc, self._memories[buffer][offset:])
+
+
+@dataclass
+class Site:
+    """One cluster about to get its kernels: its op, operands and results."""
+
+    builder: Builder
+    cluster: Cluster
+    #: The first member, with symbols in its attributes replaced.
+    op: Op
+    inputs: tuple[Tensor, ...]
+
+    @property
+    def first(self) -> Instruction:
+        return self.cluster.members[0]
+
+    @property
+    def last(self) -> Instruction:
+        return self.cluster.members[-1]
+
+    def shape(self, buffer: int) -> Shape:
+        """Concrete shape of the value in `buffer`."""
+        return self.builder.shape(buffer)
+
+    def wanted(self, buffer: int) -> bool:
+        """Whether anything outside this cluster reads `buffer`."""
+        return self.builder.read_outside(buffer, self.cluster)
+
+    def output(self, buffer: int, *, last: bool = False) -> Tensor:
+        """A tensor without gaps for the value in `buffer`, channels last if asked."""
+        tensor = dense(
+            buffer, self.shape(buffer), self.builder.program.types[buffer].dtype, last=last
+        )
+        return self.builder.place(buffer, tensor)
+
+    def alias(self, buffer: int, tensor: Tensor) -> None:
+        """Let the value in `buffer` be `tensor`, which lies in another buffer."""
+        self.builder.place(buffer, tensor)
+
+    def add(
+        self, name: str, reads: Iterable[int], writes: Iterable[int],
+        emit: Callable[[Place], list[Step]],
+    ) -> None:  # fmt: skip
+        """One kernel of this cluster."""
+        self.builder.kernels.append(Kernel(name, self.cluster, tuple(reads), tuple(writes), emit))
+
+    def primitive(
+        self, primitive: Primitive, reads: Mapping[int, Tensor], writes: Mapping[int, Tensor]
+    ) -> None:
+        """One kernel that runs `primitive` over operands by argument number."""
+        self.builder.primitive(self.cluster, primitive, reads, writes)
+
+
+#: Makes the kernels of a cluster, or says that it cannot.
+Maker = Callable[[Site], bool]
+
+
+class Builder:
+    """Makes the kernels of one part of a program at given sizes."""
+
+    def __init__(
+        self, program: Program, instructions: Sequence[Instruction], sizes: Mapping[str, int],
+        imported: Mapping[int, Tensor],
+        makers: Mapping[str, Sequence[Maker]],
+        epilogue: Callable[[Instruction], bool],
+    ) -> None:  # fmt: skip
+        self.program = program
+        self.instructions = instructions
+        self.sizes = sizes
+        self.makers = makers
+        self.kernels: list[Kernel] = []
+        self.prologue: list[Kernel] = []
+        self.tensors: dict[int, Tensor] = dict(imported)
+        self.imported = frozenset(imported)
+        self.constants: dict[int, np.ndarray] = {}
+        #: Sizes in bytes of buffers that are not of the program: packs, workspaces, scratch.
+        self.extra: dict[int, int] = {}
+        self.persistent: set[int] = set()
+        #: What one kernel leaves for another one: workspaces by what they belong to.
+        self.left: dict[tuple[Any, ...], Tensor] = {}
+        #: Forward primitives that backward ones ask for, by what they belong to.
+        self.hints: dict[tuple[Any, ...], Primitive] = {}
+        #: Results that a kernel of another cluster has given already.
+        self.done: set[int] = set()
+        self._packs: dict[tuple[Any, ...], Tensor] = {}
+        self._next = program.buffers
+        self._states = {buffer for _, buffer in program.states}
+        updated = {number for number, _ in program.updates}
+        self._fixed = {buffer for number, buffer in program.states if number not in updated}
+        self._clusters = clusters(instructions, program, epilogue)
+        self._readers: dict[int, list[Instruction]] = {}
+        for instruction in program.instructions:
+            for buffer in instruction.reads:
+                self._readers.setdefault(buffer, []).append(instruction)
+        for _, buffer in program.states:
+            self.tensors.setdefault(buffer, dense(buffer, self.shape(buffer), self.dtype(buffer)))
+
+    # -- what makers ask -----------------------------------------------------------------------
+
+    def shape(self, buffer: int) -> Shape:
+        """Concrete shape of a value of the program."""
+        shape = substitute_shape(self.program.types[buffer].shape, self.sizes)
+        return tuple(int(d) for d in shape)  # type: ignore[arg-type]
+
+    def dtype(self, buffer: int) -> DType:
+        return self.program.types[buffer].dtype
+
+    def read_outside(self, buffer: int, cluster: Cluster) -> bool:
+        """Whether anything but the members of `cluster` needs the value in `buffer`."""
+        others = (i for i in self._readers.get(buffer, ()) if i not in cluster.members)
+        return buffer in self.program.results or any(True for _ in others)
+
+    def readers(self, buffer: int) -> Sequence[Instruction]:
+        """Instructions of the program that read `buffer`."""
+        return self._readers.get(buffer, ())
+
+    def place(self, buffer: int, tensor: Tensor) -> Tensor:
+        """Say where the value in `buffer` lies."""
+        self.tensors[buffer] = tensor
+        return tensor
+
+    def temporary(self, nbytes: int, *, persistent: bool = False) -> int:
+        """A buffer of `nbytes` that lives as long as kernels touch it, or for good."""
+        buffer, self._next = self._next, self._next + 1
+        self.extra[buffer] = nbytes
+        if persistent:
+            self.persistent.add(buffer)
+        return buffer
+
+    def opaque(self, layout: Desc) -> Tensor:
+        """A buffer for a layout that only oneDNN reads."""
+        return Tensor(self.temporary(layout.nbytes), (layout.nbytes,), DType.U8, (1,))
+
+    def fixed(self, tensor: Tensor) -> bool:
+        """Whether `tensor` changes only when states do that the program does not write."""
+        return tensor.buffer in self._fixed or tensor.buffer in self.constants
+
+    def packed(
+        self, cluster: Cluster, tensor: Tensor, key: Desc,
+        pack: Callable[[Tensor, Desc], Primitive],
+        source: int, target: int,
+    ) -> Tensor:  # fmt: skip
+        """`tensor` in the layout `key`: for good if it is fixed, else once a run."""
+        known = (tensor, key)
+        if known not in self._packs:
+            fixed = self.fixed(tensor)
+            buffer = self.temporary(key.nbytes, persistent=fixed)
+            packed = Tensor(buffer, (key.nbytes,), DType.U8, (1,))
+            kernels = self.prologue if fixed else self.kernels
+            before, self.kernels = self.kernels, kernels
+            self.primitive(
+                cluster, pack(tensor, key), {source: tensor}, {target: packed}, name="pack"
+            )
+            self.kernels = before
+            self._packs[known] = packed
+        return self._packs[known]
+
+    def primitive(
+        self, cluster: Cluster, primitive: Primitive, reads: Mapping[int, Tensor],
+        writes: Mapping[int, Tensor],
+        name: str = "",
+    ) -> None:  # fmt: skip
+        """A kernel that runs `primitive`; its scratchpad is a buffer like any other."""
+        arguments = {**reads, **writes}
+        touched = [t.buffer for t in writes.values()]
+        scratch = primitive.scratchpad
+        if scratch is not None and scratch.nbytes:
+            pad = Tensor(self.temporary(scratch.nbytes), (scratch.nbytes,), DType.U8, (1,))
+            arguments[SCRATCHPAD] = pad
+            touched.append(pad.buffer)
+
+        def emit(place: Place) -> list[Step]:
+            memories = {}
+            for number, t in arguments.items():
+                layout = primitive.argument(number)
+                assert layout is not None
+                memories[number] = place.memory(t.buffer, layout, t.offset)
+            return [primitive.step(memories)]
+
+        label = f"{name} {primitive.implementation}" if name else primitive.implementation
+        read = tuple(t.buffer for t in reads.values())
+        self.kernels.append(Kernel(label, cluster, read, tuple(touched), emit))
+
+    # -- building ------------------------------------------------------------------------------
+
+    def build(self) -> None:
+        """Make every kernel."""
+        for cluster in self._clusters:
+            self._make(cluster)
+
+    def _make(self, cluster: Cluster) -> None:
+        if all(b in self.done for b in cluster.members[-1].writes):
+            return
+        site = self._site(cluster)
+        marks = len(self.kernels), len(self.prologue)
+        for maker in self.makers.get(cluster.kind, ()):
+            if maker(site):
+                return
+            del self.kernels[marks[0] :]
+        if cluster.kind == "single":
+            raise AssertionError(f"no kernel for {cluster.members[0].op.opcode}")
+        for single in cluster.singles():
+            self._make(single)
+
+    def _site(self, cluster: Cluster) -> Site:
+        inside = {b for m in cluster.members for b in m.writes}
+        reads = [b for m in cluster.members for b in m.reads if b not in inside]
+        op = cluster.members[0].op
+        op = op.bind(self.sizes) if op.symbolic and not op.introduces else op
+        return Site(self, cluster, op, tuple(self.tensors[b] for b in reads))
+
+
+SCRATCHPAD = 80
+
+
+@dataclass
+class Plan:
+    """Kernels with memory. `steps` are prepared for the arrays of states given to `emit`."""
+
+    builder: Builder
+    kernels: list[Kernel]
+    arena: np.ndarray
+    layout: Layout
+    memories: dict[int, np.ndarray]
+    imported: Mapping[int, np.ndarray]
+    steps: list[Step] = field(default_factory=list)
+    prologue: list[Step] = field(default_factory=list)
+    spans: list[tuple[Kernel, int, int]] = field(default_factory=list)
+    #: Of which states the prologue was run; the runner counts.
+    generation: int = -1
+
+    @staticmethod
+    def of(builder: Builder, exports: set[int], imported: Mapping[int, np.ndarray]) -> Plan:
+        """Build, and give every buffer its memory; `exports` are read when the plan has run."""
+        builder.build()
+        roots = {builder.tensors[b].buffer for b in exports if b in builder.tensors}
+        kernels = builder.kernels
+        first: dict[int, int] = {}
+        last: dict[int, int] = {}
+        for position, kernel in enumerate(kernels):
+            for buffer in kernel.buffers:
+                first.setdefault(buffer, position)
+                last[buffer] = position
+        inputs = {a.buffer for a in builder.program.arguments}
+        outside = {*builder.imported, *builder.persistent, *builder.constants, *builder._states}
+        numbers = [b for b in {**first, **dict.fromkeys(roots)} if b not in outside]
+        end = len(kernels)
+        requests = [
+            Request(
+                _size(builder, b),
+                0 if b in inputs else first.get(b, 0),
+                end if b in roots else last.get(b, 0),
+            )
+            for b in numbers
+        ]
+        layout = lay_out(requests)
+        arena = aligned(layout.size)
+        memories = {b: arena[o : o + r.size] for b, o, r in zip(numbers, layout.offsets, requests)}
+        for buffer in builder.persistent:
+            memories[buffer] = aligned(builder.extra[buffer])
+        for buffer, array in builder.constants.items():
+            memories[buffer] = _bytes(array)
+        return Plan(builder, kernels, arena, layout, memories, imported)
+
+    def emit(self, states: Mapping[int, np.ndarray], counts: Mapping[str, int]) -> None:
+        """Prepare the calls; `states` are bytes by buffer."""
+        place = Place({**self.imported, **states, **self.memories}, counts)
+        self.prologue = [s for k in self.builder.prologue for s in k.emit(place)]
+        self.steps, self.spans = [], []
+        for kernel in self.kernels:
+            start = len(self.steps)
+            self.steps += kernel.emit(place)
+            self.spans.append((kernel, start, len(self.steps)))
+
+    def array(self, buffer: int, states: Mapping[int, np.ndarray]) -> np.ndarray:
+        """The value in `buffer` after a run, in logical order of axes."""
+        tensor = self.builder.tensors[buffer]
+        return tensor.array(self.memory(tensor.buffer, states))
+
+    def memory(self, buffer: int, states: Mapping[int, np.ndarray]) -> np.ndarray:
+        """The bytes of a buffer."""
+        for held in (self.memories, self.imported, states):
+            if buffer in held:
+                return held[buffer]
+        raise KeyError(buffer)
+
+
+def _size(builder: Builder, buffer: int) -> int:
+    if buffer in builder.extra:
+        return builder.extra[buffer]
+    return dense(buffer, builder.shape(buffer), builder.dtype(buffer)).nbytes
+
+
+def aligned(nbytes: int) -> np.ndarray:
+    """Bytes that start at a multiple of the alignment."""
+    memory = np.empty(nbytes + ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % ALIGNMENT
+    return memory[start : start + nbytes]
+
+
+def _bytes(array: np.ndarray) -> np.ndarray:
+    """The memory of a contiguous array, as bytes."""
+    return array.reshape(-1).view(np.uint8)
+
+
+def symbols_of(shape: Iterable[Any]) -> set[str]:
+    """Symbols in a symbolic shape."""
+    return {s for d in shape if isinstance(d, Dim) for s in d.symbols}
