@@ -34,7 +34,8 @@ def test_every_command_has_help_with_examples(command: str) -> None:
 
 def test_the_commands_are_those_of_the_design() -> None:
     assert set(main.commands) == {
-        "show", "train", "eval", "sweep", "convert", "nets", "passes", "info", "data", "demo",
+        "show", "train", "eval", "sweep", "convert", "bench", "nets", "passes", "info", "data",
+        "demo",
     }  # fmt: skip
 
 
@@ -165,7 +166,7 @@ def test_eval_measures_every_exit_and_early_exits(tmp_path: Path) -> None:
 
 
 def test_info_tells_of_installations_networks_and_files(tmp_path: Path) -> None:
-    assert "backends: numpy" in run("info").output
+    assert "numpy NumPy " in run("info").output
     facts = json.loads(run("info", "b_lenet", "--json").output)
     assert facts["parameters"] == 74_694
     assert facts["exits"] == {"exit1": "entropy", "exit2": "the rest"}

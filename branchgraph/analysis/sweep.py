@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from branchgraph.compiler import Executable, compile
-from branchgraph.compiler.program import Instruction
+from branchgraph.compiler.backend import Work
 from branchgraph.ir.atomic import replacing
 from branchgraph.ir.errors import GraphError
 from branchgraph.ir.graph import Graph, Node
@@ -93,8 +93,9 @@ class _Measured:
         """Seconds in instructions of the trunk: no head, criterion or gathering."""
         total = 0.0
 
-        def observe(instruction: Instruction, seconds: float) -> None:
+        def observe(work: Work, seconds: float) -> None:
             nonlocal total
+            instruction = work.instructions[0]
             if not instruction.in_branch and instruction.scope[:1] != (GATHER,):
                 total += seconds
 

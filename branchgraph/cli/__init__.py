@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 
+from branchgraph.cli.benching import bench
 from branchgraph.cli.converting import convert
 from branchgraph.cli.data import data
 from branchgraph.cli.demo import demo
@@ -45,5 +46,5 @@ def main(debug: bool) -> None:
     """Branchgraph: the symbolic graph compiler for multi-branch neural networks."""
 
 
-for command in (show, train, evaluate, sweep, convert, nets, passes, info, data, demo):
+for command in (show, train, evaluate, sweep, convert, bench, nets, passes, info, data, demo):
     main.add_command(command)

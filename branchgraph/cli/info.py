@@ -114,7 +114,7 @@ def _file(path: Path, graph: Graph, store: Store) -> dict[str, Any]:
 
 
 def _installation() -> dict[str, Any]:
-    from branchgraph.compiler.backend import backends
+    from branchgraph.compiler.backend import backend, backends
     from branchgraph.data.folder import data_folder
 
     return {
@@ -122,7 +122,7 @@ def _installation() -> dict[str, Any]:
         "Python": platform.python_version(),
         "machine": f"{platform.system()} {platform.machine()}",
         "numpy": importlib.import_module("numpy").__version__,
-        "backends": backends(),
+        "backends": {n: backend(n).missing() or backend(n).describe() for n in backends()},
         "data folder": str(data_folder("")),
         **{name: _version(name, remedy) for name, remedy in _OPTIONAL.items()},
     }

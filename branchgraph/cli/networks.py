@@ -138,15 +138,16 @@ def _explain(graph: Graph, store: Store | None, specs: tuple[str, ...], verify: 
     """Every step's report with its matches, then where each new parameter comes from."""
     reports = Reports()
     steps = tuple(Pass.from_spec(spec) for spec in specs)
-    graph = Pipeline(steps, (reports,), verify).apply(graph, store)
+    result = Pipeline(steps, (reports,), verify).run(graph, store)
     for report in reports.reports:
         click.echo(str(report))
         for match in report.matches:
             click.echo(f"  matched {match}")
-    _, origin = materialise(graph)
-    for state, sources in provenance(origin).items():
+    _, leaves = materialise(result.graph)
+    origins = [leaves] if result.report.origin is None else [leaves, result.report.origin]
+    for state, sources in (item for origin in origins for item in provenance(origin).items()):
         names = ", ".join(s.name for s in sources)
-        click.echo(f"{state.name} {state.type} from {names}")
+        click.echo(f"{state.name} {state.type} from {names or 'a constant'}")
     if verify:
         click.echo("all claims hold")
 

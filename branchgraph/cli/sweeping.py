@@ -125,7 +125,7 @@ class Request:
 )  # fmt: skip
 @click.option("--batch", default=1, show_default=True, type=click.IntRange(1))
 @click.option("--repeats", default=3, show_default=True, type=click.IntRange(1))
-@click.option("--backend", default="numpy", show_default=True)
+@click.option("--backend", default="auto", show_default=True, help="onednn, numpy or auto.")
 @click.option("--csv", type=_PATH, help="Write the table here (.csv).")
 @click.option("--reference-csv", type=_PATH, help="The same in the form of BranchyNet's programs.")
 @click.option("--jsonl", type=_PATH, help="Write one JSON object a point here (.jsonl).")

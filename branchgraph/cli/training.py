@@ -40,7 +40,7 @@ _FREE_ON_RESUME = {"resume", "epochs", "checkpoint_steps", "logs", "plot"}
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0))
 @click.option("--pass", "passes", multiple=True, metavar="SPEC", help="Apply a pass first.")
 @click.option("--validate", is_flag=True, help="Measure the test set after every epoch.")
-@click.option("--backend", default="numpy", show_default=True)
+@click.option("--backend", default="auto", show_default=True, help="onednn, numpy or auto.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="A .bg file.")
 @click.option("--overwrite", is_flag=True, help="Replace the output if it exists.")
 @click.option("--resume", type=click.Path(path_type=Path), help="Go on with this checkpoint.")
@@ -85,7 +85,7 @@ def train(context: click.Context, **options: Any) -> None:
 @click.option(
     "--threshold", "thresholds", multiple=True, metavar="EXIT=T", help="Replace a threshold."
 )
-@click.option("--backend", default="numpy", show_default=True)
+@click.option("--backend", default="auto", show_default=True, help="onednn, numpy or auto.")
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
 def evaluate(
     file: Path, data: str, train_set: bool, batch: int, thresholds: tuple[str, ...], backend: str,

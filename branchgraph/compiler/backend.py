@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Protocol
 
 import numpy as np
@@ -12,8 +14,30 @@ import numpy as np
 from branchgraph.compiler.program import Instruction, Program
 from branchgraph.ir.errors import MissingError
 
-#: Called after each instruction with the seconds it took.
-Observer = Callable[[Instruction, float], None]
+
+@dataclass(frozen=True)
+class Work:
+    """One kernel of a run: its name on the backend, and the instructions that it carries out."""
+
+    kernel: str
+    instructions: tuple[Instruction, ...]
+
+
+#: Called after each kernel with the seconds it took.
+Observer = Callable[[Work, float], None]
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Memory of a planned program, in bytes, and how many of its kernels are host fall-backs.
+
+    No arena is smaller than `lower_bound`; `kept` are packed weights and constants beside it.
+    """
+
+    arena: int
+    lower_bound: int
+    kept: int
+    host: int
 
 
 @dataclass
@@ -44,6 +68,10 @@ class Runner(Protocol):
         """
         ...
 
+    def footprint(self) -> Footprint | None:
+        """Memory of the plans made so far; None for a backend that does not plan."""
+        ...
+
 
 class Backend(Protocol):
     """What the compiler asks of a backend."""
@@ -52,27 +80,57 @@ class Backend(Protocol):
     #: Whether graphs are rewritten for speed before they come to it.
     optimises: bool
 
+    def missing(self) -> str:
+        """Why it cannot be used here and what would bring it; empty if it can."""
+        ...
+
+    def describe(self) -> str:
+        """Library, version and threads, for people."""
+        ...
+
     def load(self, program: Program) -> Runner:
         """Make `program` ready, or raise `UnsupportedError` naming the ops without a kernel."""
         ...
 
 
-#: Backend name to the module that defines `BACKEND`.
+#: Backend name to the module that defines `BACKEND`, fastest first.
 _MODULES = {
-    "numpy": "branchgraph.backends.numpy",
     "onednn": "branchgraph.backends.onednn",
+    "numpy": "branchgraph.backends.numpy",
 }
+AUTO = "auto"
 
 
 def backends() -> list[str]:
-    """Names that `backend` knows."""
+    """Names that `backend` knows, fastest first; `auto` is the first of them that is available."""
     return list(_MODULES)
 
 
 def backend(name: str) -> Backend:
-    """The backend `name`, imported on first use."""
+    """The backend `name`, imported on first use; `auto` takes the fastest that is available.
+
+    Raises `MissingError` for an unknown name, and for one whose library is not installed when a
+    program is loaded.
+    """
+    if name == AUTO:
+        return _chosen()
     if name not in _MODULES:
-        known = ", ".join(backends())
+        known = ", ".join((*backends(), AUTO))
         raise MissingError(f"there is no backend {name!r}; this version has: {known}")
     found: Backend = importlib.import_module(_MODULES[name]).BACKEND
     return found
+
+
+@cache
+def _chosen() -> Backend:
+    """The fastest backend that is available; says which and why, once a process."""
+    passed_over = []
+    for name in backends():
+        candidate = backend(name)
+        missing = candidate.missing()
+        if not missing:
+            reasons = f" ({'; '.join(passed_over)})" if passed_over else ""
+            print(f"branchgraph: backend {name}: {candidate.describe()}{reasons}", file=sys.stderr)
+            return candidate
+        passed_over.append(f"not {name}: {missing}")
+    raise MissingError(f"no backend is available: {'; '.join(passed_over)}")

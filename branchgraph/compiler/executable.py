@@ -11,9 +11,10 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from branchgraph.compiler.backend import Observer, Results, Runner
+from branchgraph.compiler.backend import Footprint, Observer, Results, Runner
 from branchgraph.compiler.derived import Derived
 from branchgraph.compiler.program import Program
+from branchgraph.compiler.report import Report, report
 from branchgraph.ir.errors import GraphError, ShapeError
 from branchgraph.ir.state import State, Store
 from branchgraph.ir.types import DType
@@ -31,12 +32,16 @@ class Executable:
         output_names: tuple[str, ...],
         store: Store,
         derived: Derived,
+        backend: str,
     ) -> None:
+        #: Name of the backend it runs on.
+        self.backend = backend
         self.program = program
         self.store = store
         self.states = states
         self._runner = runner
-        self._inputs = dict(zip(names, program.arguments))
+        #: What may be fed, by name.
+        self.inputs = dict(zip(names, program.arguments))
         self._output_names = output_names
         self._derived = derived
         self._derived_values: list[np.ndarray] = []
@@ -54,7 +59,7 @@ class Executable:
         """Outputs by name, as fresh arrays; updates are committed when all of them are computed.
 
         Raises `GraphError` for unknown or missing inputs, `ShapeError` for arrays that do not fit.
-        `observer` is called with every instruction and its seconds.
+        `observer` is called with every kernel and its seconds.
         """
         arguments = self._arguments(inputs)
         with self._lock:
@@ -68,6 +73,14 @@ class Executable:
             found = self._run(arguments, None).gradients
             numbers = (n for n, _ in self.program.gradients)
             return {self.states[n]: g.copy() for n, g in zip(numbers, found)}
+
+    def report(self, inputs: Mapping[str, np.ndarray | float], *, repeats: int = 10) -> Report:
+        """Where time and memory go; it runs the program `2 repeats + 1` times, updates included."""
+        return report(self, inputs, repeats)
+
+    def footprint(self) -> Footprint | None:
+        """Memory of the plans made so far; None on a backend that does not plan."""
+        return self._runner.footprint()
 
     def _run(self, arguments: dict[str, np.ndarray], observer: Observer | None) -> Results:
         """One run under the lock, its updates committed."""
@@ -86,7 +99,7 @@ class Executable:
         return results
 
     def _arguments(self, inputs: Mapping[str, np.ndarray | float]) -> dict[str, np.ndarray]:
-        known = self._inputs
+        known = self.inputs
         for name in inputs:
             if name not in known:
                 raise GraphError(f"no input {name!r}; the inputs are: {', '.join(known)}")

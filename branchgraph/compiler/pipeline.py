@@ -65,6 +65,7 @@ def compile(
         tuple(graph.outputs),
         store,
         prepared.derived,
+        chosen.name,
     )
 
 

@@ -47,7 +47,7 @@ from branchgraph.ir.ops.pool import (
     ScatterPooled,
 )
 from branchgraph.ir.types import DType
-from tests.backends.libdnnl import execute, placed, require_libdnnl
+from tests.backends.libdnnl import execute, require_libdnnl
 
 require_libdnnl()
 
@@ -499,10 +499,14 @@ def test_eltwise_gradient_from_the_result(algorithm: Eltwise) -> None:
     np.testing.assert_allclose(dx, dy * derivative(y), **TIGHT)
 
 
-def test_eltwise_refuses_the_post_op_it_would_ignore() -> None:
-    layout = Desc.strided((4,), "f32")
-    with pytest.raises(UnsupportedError, match="use binary instead"):
-        primitives.eltwise_forward(Eltwise.LINEAR, layout, layout, attributes=Attributes().sum())
+def test_post_ops_that_would_be_ignored_are_refused() -> None:
+    x, y = Desc.channels_last((2, 5, 4, 4), "f32"), Desc.channels_last((2, 5, 2, 2), "f32")
+    attributes = Attributes().sum()
+    with pytest.raises(UnsupportedError, match="post-op sum of eltwise; use binary instead"):
+        primitives.eltwise_forward(Eltwise.LINEAR, x, x, attributes=attributes)
+    window = {"strides": (2, 2), "kernel": (2, 2), "dilates": (0, 0), "pad_l": (0, 0)}
+    with pytest.raises(UnsupportedError, match="post-op sum of pooling; use binary instead"):
+        primitives.pooling_forward(Pooling.MAX, x, y, **window, pad_r=(0, 0), attributes=attributes)
 
 
 BINARY = {
@@ -663,27 +667,18 @@ def test_channels_last_and_strides() -> None:
         Desc.strided((2, 3), "i64")
 
 
-def test_a_slice_of_channels_is_a_destination() -> None:
-    c = Convolution("odd channels")
-    joined = np.zeros((*c.y.shape[:1], *c.y.shape[2:], 16), np.float32)
-    slot = Desc.strided(
-        c.y.shape, "f32", (joined[0].size, 1, *(s // 4 for s in joined.strides[1:3]))
-    )
-    primitive = primitives.convolution_forward(
-        nhwc(c.x), Desc.any(c.weight.shape, "f32"), plain(c.bias), slot, **c.window
-    )
-    memories = {
-        Arg.SRC: placed(nhwc(c.x), c.x),
-        Arg.WEIGHTS: placed(primitive.desc("weights"), c.weight),
-        Arg.BIAS: Memory(plain(c.bias), c.bias),
-        Arg.DST: Memory(slot, joined[..., 3:13]),
-    }
-    if primitive.scratchpad is not None:
-        memories[Arg.SCRATCHPAD] = Memory.empty(primitive.scratchpad)
-    primitive.run(memories)
-    np.testing.assert_allclose(np.moveaxis(joined[..., 3:13], -1, 1), c.y, **CLOSE)
-    assert not joined[..., :3].any()
-    assert not joined[..., 13:].any()
+def test_reorder_fills_a_slice_of_channels() -> None:
+    """How a concat is written in place: other primitives write dense tensors only."""
+    x, joined = normal(2, 3, 4, 4), np.zeros((2, 4, 4, 8), np.float32)
+    slot = Desc.strided(x.shape, "f32", (128, 1, 32, 8))
+    source = np.ascontiguousarray(np.moveaxis(x, 1, -1))
+    copy = primitives.reorder(nhwc(x), slot)
+    copy.run({Arg.SRC: Memory(nhwc(x), source), Arg.DST: Memory(slot, joined[..., 2:5])})
+    np.testing.assert_array_equal(joined[..., 2:5], source)
+    assert not joined[..., :2].any()
+    assert not joined[..., 5:].any()
+    with pytest.raises(ReferenceImplementation, match="eltwise_forward"):
+        primitives.eltwise_forward(Eltwise.RELU, slot, slot)
 
 
 def test_memory_must_be_large_enough() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ from builders import CLOSE, branches_of_every_kind, images, random_graphs, rando
 from hypothesis import given, settings
 
 from branchgraph.compiler import compile
-from branchgraph.compiler.backend import backend
+from branchgraph.compiler.backend import _chosen, backend
 from branchgraph.compiler.pipeline import compilations
 from branchgraph.ir.builder import dense, relu
 from branchgraph.ir.errors import GraphError, MissingError, ShapeError
@@ -177,8 +179,19 @@ def test_wrong_inputs_are_named_with_what_was_expected(inputs, error, message) -
 
 
 def test_an_unknown_backend_lists_the_known_ones() -> None:
-    with pytest.raises(MissingError, match="no backend 'cupy'; this version has: numpy"):
-        backend("cupy")
+    with pytest.raises(MissingError, match="no backend 'tpu'; this version has: .*numpy, auto"):
+        backend("tpu")
+
+
+def test_auto_is_an_available_backend_and_says_which_once(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    _chosen.cache_clear()
+    chosen = backend("auto")
+    assert not chosen.missing()
+    assert f"backend {chosen.name}: " in capsys.readouterr().err
+    backend("auto")
+    assert capsys.readouterr().err == ""
 
 
 def test_an_observer_sees_every_instruction_and_its_scope() -> None:
@@ -186,11 +199,30 @@ def test_an_observer_sees_every_instruction_and_its_scope() -> None:
     seen: list[tuple[str, bool]] = []
     run.run(
         {"x": np.zeros((2, 1, 28, 28), np.float32)},
-        lambda instruction, seconds: seen.append((instruction.op.opcode, instruction.in_branch)),
+        lambda work, seconds: seen.extend((i.op.opcode, i.in_branch) for i in work.instructions),
     )
     assert len(seen) == len(run.program.instructions)
     assert ("exit_score", True) in seen
     assert ("conv", False) in seen
+
+
+def test_a_report_has_every_kernel_and_writes_a_trace(tmp_path: Path) -> None:
+    run = compile(b_lenet())
+    report = run.report({"x": np.zeros((2, 1, 28, 28), np.float32)}, repeats=2)
+    assert [op for row in report.rows for op in row.ops] == [
+        i.op.opcode for i in run.program.instructions
+    ]
+    first = next(row for row in report.rows if row.ops == ("conv",))
+    assert (first.node, first.macs) == ("conv1", 2 * 5 * 25 * 30 * 30)
+    assert sum(report.by("scope").values()) == pytest.approx(
+        sum(row.milliseconds for row in report.rows)
+    )
+    assert "conv1" in report.text()
+    report.write_trace(tmp_path / "trace.json")
+    events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+    assert next(e["name"] for e in events if e["cat"] == "top") == "conv1"
+    starts = [e["ts"] for e in events]
+    assert starts == sorted(starts)
 
 
 def test_buffers_die_after_their_last_use() -> None:

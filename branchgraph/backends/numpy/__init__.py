@@ -8,7 +8,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from branchgraph.compiler.backend import Observer, Results
+from branchgraph.compiler.backend import Observer, Results, Work
 from branchgraph.compiler.program import Instruction, Program
 from branchgraph.ir.dims import Dim, bind_shape, substitute_shape
 from branchgraph.ir.errors import GraphError
@@ -48,13 +48,17 @@ class NumpyRunner:
                 start = time.perf_counter() if observer else 0.0
                 _step(instruction, buffers, bindings)
                 if observer:
-                    observer(instruction, time.perf_counter() - start)
+                    work = Work(f"numpy {instruction.op.opcode}", (instruction,))
+                    observer(work, time.perf_counter() - start)
         owned = _Owner(buffers, borrowed)
         return Results(
             [owned.take(b) for b in program.outputs],
             [owned.take(b) for _, b in program.updates],
             [owned.take(b) for _, b in program.gradients],
         )
+
+    def footprint(self) -> None:
+        """Arrays come and go with each run."""
 
 
 def _step(
@@ -110,6 +114,12 @@ class NumpyBackend:
 
     name = "numpy"
     optimises = False
+
+    def missing(self) -> str:
+        return ""
+
+    def describe(self) -> str:
+        return f"NumPy {np.__version__}, the reference"
 
     def load(self, program: Program) -> NumpyRunner:
         """Every op evaluates itself, so every program loads."""

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any
 
 import numpy as np
 
 from branchgraph.backends.onednn.clusters import Cluster, clusters
 from branchgraph.backends.onednn.primitives import Desc, Memory, Primitive
-from branchgraph.backends.onednn.tensors import Shape, Tensor, dense
+from branchgraph.backends.onednn.tensors import Shape, Tensor, dense, row_major
 from branchgraph.compiler.memory import ALIGNMENT, Layout, Request
 from branchgraph.compiler.memory import plan as lay_out
 from branchgraph.compiler.program import Instruction, Program
@@ -58,9 +59,8 @@ class Place:
 
     def rows(self, tensor: Tensor) -> np.ndarray:
         """The elements of a dense `tensor` as [rows, elements a row], in the order they lie."""
-        n = tensor.shape[0]
-        flat = Tensor(tensor.buffer, (tensor.size,), tensor.dtype, (1,), tensor.offset)
-        return self.array(flat).reshape(n, tensor.size // n if n else 0)
+        shape = (tensor.shape[0], prod(tensor.shape[1:]))
+        return self.array(tensor.viewed(shape, row_major(shape)))
 
     def memory(self, buffer: int, desc: Desc, offset: int = 0) -> Memory:
         """oneDNN's view of a buffer, `offset` bytes into it."""
@@ -133,7 +133,7 @@ class Builder:
     ) -> None:  # fmt: skip
         self.program = program
         self.instructions = instructions
-        self.sizes = sizes
+        self.sizes = dict(sizes)
         self.makers = makers
         self.kernels: list[Kernel] = []
         self.prologue: list[Kernel] = []
@@ -338,6 +338,13 @@ class Plan:
             start = len(self.steps)
             self.steps += kernel.emit(place)
             self.spans.append((kernel, start, len(self.steps)))
+
+    @property
+    def kept(self) -> int:
+        """Bytes outside the arena: packed weights and constants."""
+        builder = self.builder
+        constants = sum(a.nbytes for a in builder.constants.values())
+        return constants + sum(builder.extra[b] for b in builder.persistent)
 
     def array(self, buffer: int, states: Mapping[int, np.ndarray]) -> np.ndarray:
         """The value in `buffer` after a run, in logical order of axes."""

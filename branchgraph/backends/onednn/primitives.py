@@ -287,6 +287,16 @@ class Desc:
             return None
         return bindings.query_dims(self.handle, _STRIDES, len(self.dims))
 
+    @cached_property
+    def span(self) -> int:
+        """Bytes from the first to the last element; `nbytes` also counts the gap after the last."""
+        if self.strides is None:
+            return self.nbytes
+        if 0 in self.dims:
+            return 0
+        last = sum((d - 1) * stride for d, stride in zip(self.dims, self.strides))
+        return (last + 1) * self.dtype.itemsize
+
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Desc):
             return NotImplemented
@@ -323,7 +333,7 @@ class Memory:
     """A descriptor bound to a buffer, which stays the caller's."""
 
     def __init__(self, desc: Desc, data: np.ndarray | int) -> None:
-        """`data`: an array with at least `desc.nbytes` bytes, kept alive, or an address."""
+        """`data`: an array that spans at least `desc.span` bytes, kept alive, or an address."""
         self.desc = desc
         self.data = data
         pointer = c_void_p(_address(desc, data))
@@ -348,10 +358,10 @@ def _address(desc: Desc, data: np.ndarray | int) -> int:
         return data
     if any(stride < 0 for stride in data.strides):
         raise ShapeError(f"an array with negative strides {data.strides} cannot be bound to {desc}")
-    reach = sum((n - 1) * stride for n, stride in zip(data.shape, data.strides)) + data.itemsize
-    extent = reach if data.size else 0
-    if extent < desc.nbytes:
-        raise ShapeError(f"{desc} takes {desc.nbytes} bytes, the array spans {extent}")
+    last = sum((n - 1) * stride for n, stride in zip(data.shape, data.strides))
+    available = last + data.itemsize if data.size else 0
+    if available < desc.span:
+        raise ShapeError(f"{desc} takes {desc.span} bytes, the array spans {available}")
     return int(data.ctypes.data)
 
 
@@ -506,7 +516,7 @@ class Primitive:
         if stream is None:
             stream = thread_stream()
         packed = (bindings.Argument * len(arguments))(
-            *((int(index), memory.handle) for index, memory in arguments.items())
+            *(bindings.Argument(index, memory.handle) for index, memory in arguments.items())
         )
         call = bindings.fast_execute()
         prepared = (
@@ -573,6 +583,11 @@ def _converted(argument: Any) -> Any:
     return argument
 
 
+def _refuse_sum(kind: str, attributes: Attributes | None) -> None:
+    if attributes is not None and any(isinstance(op, Sum) for op in attributes.post_ops):
+        raise UnsupportedError(f"oneDNN 3.2 ignores the post-op sum of {kind}; use binary instead")
+
+
 def _forward(training: bool) -> int:
     return _TRAINING if training else _INFERENCE
 
@@ -608,11 +623,11 @@ def convolution_backward_data(
     dilates: Sequence[int],
     pad_l: Sequence[int],
     pad_r: Sequence[int],
-    hint: Primitive,
+    hint: Primitive | None = None,
     attributes: Attributes | None = None,
     allow_reference: bool = False,
 ) -> Primitive:
-    """DIFF_DST, WEIGHTS -> DIFF_SRC. `hint` is the forward primitive, created for training."""
+    """DIFF_DST, WEIGHTS -> DIFF_SRC. The layouts follow `hint`, the forward primitive."""
     window = (tuple(strides), tuple(dilates), tuple(pad_l), tuple(pad_r))
     return _build(
         "convolution_backward_data", _CONVOLUTION_DIRECT, diff_src, weights, diff_dst, *window,
@@ -630,7 +645,7 @@ def convolution_backward_weights(
     dilates: Sequence[int],
     pad_l: Sequence[int],
     pad_r: Sequence[int],
-    hint: Primitive,
+    hint: Primitive | None = None,
     attributes: Attributes | None = None,
     allow_reference: bool = False,
 ) -> Primitive:
@@ -664,7 +679,7 @@ def inner_product_backward_data(
     weights: Desc,
     diff_dst: Desc,
     *,
-    hint: Primitive,
+    hint: Primitive | None = None,
     attributes: Attributes | None = None,
     allow_reference: bool = False,
 ) -> Primitive:
@@ -681,7 +696,7 @@ def inner_product_backward_weights(
     diff_bias: Desc | None,
     diff_dst: Desc,
     *,
-    hint: Primitive,
+    hint: Primitive | None = None,
     attributes: Attributes | None = None,
     allow_reference: bool = False,
 ) -> Primitive:
@@ -734,11 +749,14 @@ def batch_normalization_backward(
     epsilon: float,
     flags: Normalization,
     *,
-    hint: Primitive,
+    hint: Primitive | None = None,
     attributes: Attributes | None = None,
     allow_reference: bool = False,
 ) -> Primitive:
-    """SRC, MEAN, VARIANCE, SCALE, DIFF_DST -> DIFF_SRC, DIFF_SCALE, DIFF_SHIFT."""
+    """SRC, MEAN, VARIANCE, SCALE, DIFF_DST -> DIFF_SRC, DIFF_SCALE, DIFF_SHIFT.
+
+    FUSE_NORM_RELU reads the WORKSPACE of the forward primitive, which is then the `hint`.
+    """
     return _build(
         "batch_normalization_backward", _BACKWARD, diff_src, diff_dst, src, epsilon, int(flags),
         hint, attributes=attributes, allow_reference=allow_reference,
@@ -773,7 +791,7 @@ def lrn_backward(
     alpha: float,
     beta: float,
     k: float,
-    hint: Primitive,
+    hint: Primitive | None = None,
     attributes: Attributes | None = None,
     allow_reference: bool = False,
 ) -> Primitive:
@@ -798,7 +816,11 @@ def pooling_forward(
     attributes: Attributes | None = None,
     allow_reference: bool = False,
 ) -> Primitive:
-    """SRC -> DST and, for the maximum in training, WORKSPACE (where the maxima are)."""
+    """SRC -> DST and, for the maximum in training, WORKSPACE (where the maxima are).
+
+    Ties go to the first cell. The post-op `sum` is refused: v3.2 ignores it.
+    """
+    _refuse_sum("pooling", attributes)
     window = (tuple(strides), tuple(kernel), tuple(dilates), tuple(pad_l), tuple(pad_r))
     return _build(
         "pooling_forward", _forward(training), algorithm, src, dst, *window,
@@ -816,11 +838,11 @@ def pooling_backward(
     dilates: Sequence[int],
     pad_l: Sequence[int],
     pad_r: Sequence[int],
-    hint: Primitive,
+    hint: Primitive | None = None,
     attributes: Attributes | None = None,
     allow_reference: bool = False,
 ) -> Primitive:
-    """DIFF_DST, WORKSPACE -> DIFF_SRC."""
+    """DIFF_DST, WORKSPACE -> DIFF_SRC. The maximum needs the forward primitive as `hint`."""
     window = (tuple(strides), tuple(kernel), tuple(dilates), tuple(pad_l), tuple(pad_r))
     return _build(
         "pooling_backward", algorithm, diff_src, diff_dst, *window, hint,
@@ -840,8 +862,7 @@ def eltwise_forward(
     allow_reference: bool = False,
 ) -> Primitive:
     """SRC -> DST, which may be the same memory. The post-op `sum` is refused: v3.2 ignores it."""
-    if attributes is not None and any(isinstance(op, Sum) for op in attributes.post_ops):
-        raise UnsupportedError("oneDNN 3.2 ignores the post-op sum of eltwise; use binary instead")
+    _refuse_sum("eltwise", attributes)
     return _build(
         "eltwise_forward", _forward(training), algorithm, src, dst, alpha, beta,
         attributes=attributes, allow_reference=allow_reference,
@@ -856,7 +877,7 @@ def eltwise_backward(
     alpha: float = 0.0,
     beta: float = 0.0,
     *,
-    hint: Primitive,
+    hint: Primitive | None = None,
     attributes: Attributes | None = None,
     allow_reference: bool = False,
 ) -> Primitive:
@@ -891,7 +912,7 @@ def softmax_backward(
     axis: int,
     algorithm: Softmax = Softmax.ACCURATE,
     *,
-    hint: Primitive,
+    hint: Primitive | None = None,
     attributes: Attributes | None = None,
     allow_reference: bool = False,
 ) -> Primitive:
@@ -923,7 +944,7 @@ def resampling_backward(
     diff_src: Desc,
     diff_dst: Desc,
     *,
-    hint: Primitive,
+    hint: Primitive | None = None,
     attributes: Attributes | None = None,
     allow_reference: bool = False,
 ) -> Primitive:

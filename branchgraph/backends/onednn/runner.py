@@ -18,7 +18,7 @@ from branchgraph.backends.onednn import kernels, library
 from branchgraph.backends.onednn.bindings import STATUS, OneDNNError
 from branchgraph.backends.onednn.plan import Builder, Plan, symbols_of
 from branchgraph.backends.onednn.tensors import Tensor, dense
-from branchgraph.compiler.backend import Observer, Results
+from branchgraph.compiler.backend import Footprint, Observer, Results, Work
 from branchgraph.compiler.program import Instruction, Program
 from branchgraph.ir.dims import Dim, bind_shape
 from branchgraph.ir.ops.constant import Full
@@ -92,6 +92,18 @@ class OneDNNRunner:
                 else:
                     _timed(plan, observer)
         return self._results(plans)
+
+    def footprint(self) -> Footprint | None:
+        """The largest plan of each segment, together."""
+        plans = [max(k.values(), key=lambda p: p.layout.size) for k in self._plans if k]
+        if not plans:
+            return None
+        return Footprint(
+            sum(p.layout.size for p in plans),
+            sum(p.layout.lower_bound for p in plans),
+            sum(p.kept for p in plans),
+            sum(k.name.startswith("numpy") for p in plans for k in p.kernels),
+        )
 
     # -- sizes ---------------------------------------------------------------------------------
 
@@ -283,4 +295,4 @@ def _timed(plan: Plan, observer: Observer) -> None:
     for kernel, start, end in plan.spans:
         began = time.perf_counter()
         _loop(plan.steps[start:end])
-        observer(kernel.cluster.members[-1], time.perf_counter() - began)
+        observer(Work(kernel.name, kernel.cluster.members), time.perf_counter() - began)

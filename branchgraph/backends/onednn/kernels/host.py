@@ -191,16 +191,13 @@ def evaluated(site: Site) -> bool:
     """The op's own meaning; its results are copied to where they belong."""
     instruction = site.first
     outs = [site.output(b, last=follows_channels_last(site, b)) for b in instruction.writes]
-    op = instruction.op
-    late = op.symbolic and (op.introduces or _depends_on_rows(site))
+    op = site.op
+    call = _evaluate_counted if op.introduces else _evaluate
 
     def emit(place: Place) -> list[Step]:
         operands = [place.array(t) for t in site.inputs]
         results = [place.array(t) for t in outs]
-        if late:
-            late_arguments = (op, site.builder.sizes, place.counts, operands, results)
-            return [(_evaluate_late, late_arguments, None)]
-        return [(_evaluate, (site.op, operands, results), None)]
+        return [(call, (op, operands, results), None)]
 
     site.add(f"numpy {op.opcode}", _buffers(site), instruction.writes, emit)
     return True
@@ -213,8 +210,12 @@ def _evaluate(op: Op, operands: Sequence[np.ndarray], results: Sequence[np.ndarr
         np.copyto(target, result)
 
 
-def _evaluate_late(op: Op, sizes: Any, counts: Any, operands: Any, results: Any) -> None:
-    _evaluate(op.bind({**sizes, **counts}), operands, results)
+def _evaluate_counted(
+    op: Op, operands: Sequence[np.ndarray], results: Sequence[np.ndarray]
+) -> None:
+    """As `_evaluate`, where results have as many rows as data decides."""
+    for target, result in zip(results, op.evaluate(*operands)):
+        target[: len(result)] = result
 
 
 def follows_channels_last(site: Site, buffer: int) -> bool:

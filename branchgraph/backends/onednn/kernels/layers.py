@@ -120,9 +120,10 @@ def _bias_gradient(site: Site) -> Instruction | None:
     axes = (0, *range(2, len(site.shape(dy))))
     for reader in site.builder.readers(dy):
         op = reader.op
-        if isinstance(op, ReduceSum) and op.axes == axes and not op.keepdims:
-            if reader.writes[0] not in site.builder.done and reader in site.builder.instructions:
-                return reader
+        sums = isinstance(op, ReduceSum) and op.axes == axes and not op.keepdims
+        here = reader in site.builder.instructions and reader.writes[0] not in site.builder.done
+        if sums and here:
+            return reader
     return None
 
 
