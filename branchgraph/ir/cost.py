@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from branchgraph.ir.dims import DimLike
-from branchgraph.ir.errors import FormatError
+from branchgraph.ir.errors import DimensionError, FormatError
 from branchgraph.ir.graph import Graph, Node, Value
 from branchgraph.ir.ops.activation import Elu, LeakyRelu, Relu
 from branchgraph.ir.ops.conv import Conv
@@ -123,22 +123,29 @@ def cost(graph: Graph, mode: str = "plain") -> GraphCost:
     return GraphCost(macs, parameter_count(graph), activation_bytes)
 
 
-def deployed_cost(graph: Graph) -> SampleCost:
+@dataclass(frozen=True)
+class DeployedCost:
+    """Cost for one sample of a graph whose parameter expressions are evaluated."""
+
+    #: None where it is no affine form: a layer's sizes are products of symbols.
+    macs: int | None
+    parameters: int
+
+
+def deployed_cost(graph: Graph) -> DeployedCost:
     """Cost for one sample once parameter expressions are evaluated (`materialise`).
 
     Work of static nodes counts nothing, and parameters are the trained arrays, or results of
     expressions over them, that the rest of the graph reads.
     """
     static = static_values(graph)
-    macs: DimLike = 0
-    activation_bytes: DimLike = 0
-    for node in graph.nodes:
-        if node.outputs and node.outputs[0] in static:
-            continue
-        macs = macs + node_macs(node)
-        for value in node.outputs:
-            activation_bytes = activation_bytes + value.type.nbytes
-    return GraphCost(macs, _deployed_parameters(graph, static), activation_bytes).per_sample()
+    left = (n for n in graph.nodes if not (n.outputs and n.outputs[0] in static))
+    macs: int | None
+    try:
+        macs = sum(_at_one(node_macs(node)) for node in left)
+    except DimensionError:
+        macs = None
+    return DeployedCost(macs, _deployed_parameters(graph, static))
 
 
 def _deployed_parameters(graph: Graph, static: set[Value]) -> int:

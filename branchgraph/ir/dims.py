@@ -76,7 +76,7 @@ class Dim:
         if isinstance(other, int):
             return _affine({n: c * other for n, c in self.terms}, self.constant * other)
         raise DimensionError(
-            f"{self} * {other} is not affine; give one of them a concrete size (graph.bind(...))"
+            f"{self} * {other} is not affine; give one a concrete size with bind(graph, ...)"
         )
 
     __rmul__ = __mul__
@@ -93,7 +93,7 @@ class Dim:
             if quotient is not None:
                 return quotient
         raise DimensionError(
-            f"({self}) // ({other}) is not affine; give the size a concrete value (graph.bind(...))"
+            f"({self}) // ({other}) is not affine; give a concrete size with bind(graph, ...)"
         )
 
     def __mod__(self, other: int) -> int:

@@ -381,7 +381,14 @@ class Graph:
         return len(self._nodes)
 
     def find(self, name: str) -> Node:
-        """The node with path or name `name`, or `GraphError` listing near names."""
+        """The node with path or name `name`, or `GraphError` listing near names.
+
+        No node is called the empty name: what has neither name nor scope is not found by name.
+        """
+        if not name:
+            raise GraphError(
+                f"expected the path or name of a node in {self.name}, got an empty one"
+            )
         nodes = self.nodes
         exact = [n for n in nodes if n.path == name] or [n for n in nodes if n.name == name]
         if len(exact) == 1:

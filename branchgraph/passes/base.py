@@ -44,7 +44,8 @@ class Report:
     refusals: list[tuple[str, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     parameters: tuple[int, int] = (0, 0)
-    macs: tuple[int, int] = (0, 0)
+    #: For one sample; None where they are unknown, since sizes are products of symbols.
+    macs: tuple[int | None, int | None] = (0, 0)
     seconds: float = 0.0
     #: Parts that were rewritten, if `known` was given.
     regions: list[Region] = field(default_factory=list)
@@ -80,14 +81,22 @@ class Report:
         """Add a line that is neither a match nor a refusal."""
         self.notes.append(text)
 
+    def count(self, before: Graph, after: Graph) -> None:
+        """Note the parameters and MACs of the graph before and after."""
+        old, new = deployed_cost(before), deployed_cost(after)
+        self.parameters = old.parameters, new.parameters
+        self.macs = old.macs, new.macs
+
     def __str__(self) -> str:
         lines = [
             f"{self.name}: {len(self.matches)} matched, {len(self.refusals)} refused, "
             f"parameters {self.parameters[0]:,} -> {self.parameters[1]:,}, "
-            f"MACs {self.macs[0]:,} -> {self.macs[1]:,}"
+            f"MACs {_number(self.macs[0])} -> {_number(self.macs[1])}"
         ]
         lines += (f"  refused {where}: {why}" for where, why in self.refusals)
         lines += (f"  {note}" for note in self.notes)
+        if None in self.macs:
+            lines.append("  MACs are unknown where sizes multiply symbols; bind all but the batch")
         return "\n".join(lines)
 
 
@@ -123,6 +132,10 @@ def _made(values: Sequence[Value], known: frozenset[Node]) -> dict[Node, None]:
             found[node] = None
             pending += [v.producer for v in node.inputs]
     return found
+
+
+def _number(count: int | None) -> str:
+    return "unknown" if count is None else f"{count:,}"
 
 
 def _describe(node: Node | str) -> str:
@@ -167,20 +180,26 @@ class Pass(Attributes):
         """Change `graph`, a copy that the pass owns."""
         raise NotImplementedError(self.spelling)
 
-    def run(self, graph: Graph, *, record: bool = False, values: Store | None = None) -> Result:
+    def run(
+        self, graph: Graph, *, record: bool = False, values: Store | None = None,
+        count: bool = True,
+    ) -> Result:  # fmt: skip
         """The rewritten graph, verified, with the report; `record` keeps what was rewritten.
 
-        `values` of the states are for passes that depend on them (`harden_gates`).
+        `values` of the states are for passes that depend on them (`harden_gates`). Without `count`
+        the report says nothing of parameters and MACs, which takes two walks over the graphs.
         """
         report = Report(self.name, values=values)
         new = self._rewritten(graph, report, record)
-        before, after = deployed_cost(graph), deployed_cost(new)
-        report.parameters = before.parameters, after.parameters
-        report.macs = before.macs, after.macs
+        if count:
+            report.count(graph, new)
         return Result(new, report)
 
     def apply(self, graph: Graph, values: Store | None = None) -> Graph:
-        """The rewritten graph, verified; nothing is counted."""
+        """The rewritten graph, verified; nothing is counted.
+
+        Where the pass makes new states, only the report of `run` says what they come from.
+        """
         return self._rewritten(graph, Report(self.name, values=values))
 
     def _rewritten(self, graph: Graph, report: Report, record: bool = False) -> Graph:

@@ -12,6 +12,10 @@ topological order, with rows R_1 = all and R_{k+1} = the rows of R_k that stay a
 so results come back in the order of the input. Everything after the first cut must be row-wise.
 When a concat and its operands are both live, the concat is compacted and the operands are sliced
 from it, which moves fewer bytes.
+
+Only a compaction gives R_{k+1} its size. Where L_k is empty, because what is behind exit k does not
+depend on the input (a gate hid all of it), the constants there that have a row for every sample are
+made before the cut, and so are its live set.
 """
 
 from __future__ import annotations
@@ -27,6 +31,7 @@ from branchgraph.ir.ops.reshape import Slice
 from branchgraph.ir.ops.rows import Compact, Scatter
 from branchgraph.ir.rebuild import clone
 from branchgraph.ir.types import DType
+from branchgraph.passes.clean import nodes_below
 
 #: Where results are put back in the order of the input.
 GATHER = Scope("gather")
@@ -58,6 +63,7 @@ class _Lower:
         self.batch: DimLike = exits[0].output.shape[0]
         self._check()
         self.segment = self._segments()
+        self._fill_empty_cuts()
         self.current: dict[Value, Value] = {}
         self.rows: DimLike = self.batch
 
@@ -94,6 +100,22 @@ class _Lower:
                     segment[node] = k
                     pending += (v.producer for v in node.inputs if v.producer)
         return segment
+
+    def _fill_empty_cuts(self) -> None:
+        """Move constants with rows before a cut that nothing else with rows crosses."""
+        for k in range(len(self.exits) - 1):
+            later = [n for n in self.old.nodes if self.segment.get(n, -1) > k]
+            read = [v for n in later for v in n.inputs if self._carries(v)]
+            if any(v.producer is None or self.segment[v.producer] <= k for v in read):
+                continue
+            for node in later:
+                if not any(map(self._carries, node.inputs)):
+                    self._move_before(k, [v for v in node.outputs if self._carries(v)])
+
+    def _move_before(self, k: int, values: list[Value]) -> None:
+        """Let segment k make `values`, with all that they are computed from."""
+        for node in nodes_below(v.producer for v in values if v.producer):
+            self.segment[node] = min(self.segment[node], k)
 
     def _carries(self, value: Value) -> bool:
         """Whether `value` has a row for every sample."""

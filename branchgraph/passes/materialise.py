@@ -1,14 +1,21 @@
 """Parameter expressions made leaves: what a pass wrote over states is evaluated once, in float64.
 
-A value is *static* when all its leaves are states that the graph does not update. `materialise`
-cuts the graph at the static values that other nodes read, puts a new state at each cut, and returns
-the origin: a graph whose updates give every new state from the old ones. The origin is provenance,
-checkpoint map, and the carrier of optimiser slots.
+A value is *static* when all its leaves are states that the graph does not update; what is computed
+from a loss scale is not, since every training of the graph moves that. `materialise` cuts the graph
+at the static values that other nodes read, puts a new state at each cut, and returns the origin: a
+graph whose updates give every new state from the old ones. The origin is provenance, checkpoint
+map, and the carrier of optimiser slots.
+
+Origins compose. With s' = f(s) made by one step and s'' = g(s, s') by the next,
+
+    composed(f, g):    s' = f(s),   s'' = g(s, f(s))
+
+so a chain of steps has one origin over the states that were there before all of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 from branchgraph.ir.errors import GraphError
@@ -34,12 +41,21 @@ def materialise(graph: Graph) -> tuple[Graph, Graph]:
     expressions comes back as a copy, with an origin that updates nothing.
     """
     new, mapped = clone_with_map(graph)
-    static = {mapped[v] for v in static_values(graph)}
+    static = {mapped[v] for v in static_values(graph)} - _scaled(new)
     states = {v: _state_for(v) for v in frontier(new, static) if v.producer is not None}
     origin = _origin(new, states)
     for value, state in states.items():
         new.replace(value, new.read(state))
     return DeadCode().apply(new), origin
+
+
+def _scaled(graph: Graph) -> set[Value]:
+    """Loss scales and what is computed from them."""
+    found = {v for s, v in graph.reads.items() if s.role is Role.LOSS_SCALE}
+    for node in graph.nodes:
+        if any(v in found for v in node.inputs):
+            found.update(node.outputs)
+    return found
 
 
 def _state_for(value: Value) -> State:
@@ -72,6 +88,37 @@ def evaluate_origin(origin: Graph, store: Store) -> None:
     """Give the new states of `origin` their values, computed in float64 and cast once."""
     for state, value in interpret(origin, {}, store, precision=DType.F64).updates.items():
         store[state] = value
+
+
+def composed(first: Graph, second: Graph) -> Graph:
+    """One origin for two steps: what `second` reads of new states of `first`, written out.
+
+    It gives the new states of both, those of `second` where both make the same one.
+    """
+    return _Behind(first, second).run()
+
+
+class _Behind(Rebuild):
+    """An origin written behind another one."""
+
+    def __init__(self, first: Graph, second: Graph) -> None:
+        super().__init__(second)
+        self.new = clone(first)
+        self.ready = dict(self.new.updates)
+
+    def visit_state(self, state: State) -> Value:
+        return self.ready[state] if state in self.ready else self.new.read(state)
+
+    def finish(self) -> None:
+        for state, value in self.old.updates.items():
+            self.new.update(state, self.mapped[value])
+
+
+def origin_of(states: Collection[State], origin: Graph) -> Graph:
+    """The part of `origin` that gives `states`, as far as it does."""
+    used, part = set(states), clone(origin)
+    part.keep(update=used.__contains__)
+    return DeadCode().apply(part)
 
 
 def provenance(origin: Graph) -> dict[State, list[State]]:
@@ -125,10 +172,8 @@ def _moved_slot(
     slots: Mapping[tuple[State | None, str], State],
 ) -> tuple[State, Graph] | None:
     """A slot for `new_state` and the graph that computes it, if its expression only moves."""
-    if value.producer is None:
-        return None
-    below = _states_below(value.producer)
-    nodes = nodes_below([value.producer])
+    nodes = nodes_below([value.producer] if value.producer else [])
+    below = {v.state for v in (value, *(v for n in nodes for v in n.inputs)) if v.state is not None}
     if not all(isinstance(n.op, _MOVES) for n in nodes) or any(
         (s, name) not in slots for s in below
     ):

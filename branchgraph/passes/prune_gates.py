@@ -21,7 +21,9 @@ before. Gradients of what stays are equal, of what goes they were zero.
 
 Refused: gates with scores (a closed one still learns from what lies behind it), gates that depend
 on the input (another row may open them), closed ones on rows that an exit left (their number is
-known only there), and graphs with gradients (prune, then differentiate).
+known only there), and graphs with gradients (prune, then differentiate). A closed gate also stays
+where it hides one of several applications of a declared batch norm: in training each of them moves
+the running statistics, hidden or not. With the mode chosen, updates say so themselves.
 """
 
 from __future__ import annotations
@@ -37,6 +39,7 @@ from branchgraph.ir.ops.elementwise import Add
 from branchgraph.ir.ops.exit import Exit
 from branchgraph.ir.ops.gate import Select
 from branchgraph.ir.ops.merge import Concat, Maximum, Mean, Product, Sum
+from branchgraph.ir.ops.norm import BatchNorm
 from branchgraph.ir.state import Role, State
 from branchgraph.passes.base import Pass, Report
 from branchgraph.passes.channel_facts import Knowledge
@@ -54,6 +57,7 @@ class PruneGates(Pass, spelling="prune_gates", claim="equal"):
             report.refused(graph.name, "it has gradients; prune before differentiating")
             return
         pruning = Pruning(graph, report)
+        pruning.keep_observers()
         pruning.fold(self.exits)
         pruning.finish()
 
@@ -68,11 +72,50 @@ class Pruning:
         self._said: set[tuple[Node | str, str]] = set()
         self.nodes = {node: node.path or node.op.opcode for node in graph.nodes}
         self.why: dict[Node, str] = {}
+        #: Gates that are left alone although they are known, and why.
+        self.kept: dict[Node, str] = {}
         self.branches = set(graph.branches())
         #: Sizes that ops of the graph bring about: constants of such sizes may not outlive them.
         self.counted = {name for node in graph.nodes for name in node.op.introduces}
         self.read = {s for s, v in graph.reads.items() if v.users}
         self.observable = needed(graph.outputs.values()) & _depending(graph)
+
+    # -- declared batch norms ------------------------------------------------------------------
+
+    def keep_observers(self) -> None:
+        """Leave gates alone that hide some, but not all, applications of a declared batch norm."""
+        shared = [nodes for nodes in _applications(self.graph).values() if len(nodes) > 1]
+        found = bool(shared)
+        while found:
+            knowledge = Knowledge()
+            for node in self.graph.nodes:
+                self._learn(node, knowledge)
+            found = False
+            left = _left(self.graph, knowledge)
+            for nodes in shared:
+                alive = [n for n in nodes if n in left]
+                for node in nodes if alive else ():
+                    if node not in left:
+                        found |= self._keep_gates_of(node, alive[0], knowledge)
+
+    def _keep_gates_of(self, hidden: Node, alive: Node, knowledge: Knowledge) -> bool:
+        """Leave every gate alone that can hide `hidden`; whether there was a new one."""
+        reason = (
+            f"its gate is closed, but {_name(hidden)} behind it moves the running statistics of "
+            f"{_name(alive)} in training; specialise first"
+        )
+        before = len(self.kept)
+        for node in _above(hidden):
+            gate = knowledge.arrays.get(node.inputs[1]) if isinstance(node.op, Select) else None
+            if gate is not None and (gate == 0).any():
+                self.kept.setdefault(node, reason)
+        return len(self.kept) > before
+
+    def _learn(self, node: Node, knowledge: Knowledge) -> None:
+        """Let `knowledge` see `node`, but not through a gate that is left alone."""
+        knowledge.visit(node)
+        if node in self.kept:
+            knowledge.facts.pop(node.output, None)
 
     # -- rules ---------------------------------------------------------------------------------
 
@@ -80,7 +123,7 @@ class Pruning:
         """Apply every rule where it fits."""
         knowledge = Knowledge()
         for node in self.graph.nodes:
-            knowledge.visit(node)
+            self._learn(node, knowledge)
             if isinstance(node.op, Exit) and knowledge.is_zero(node.inputs[0]):
                 self._exit(node, exits)
             simpler = self._simpler(node, knowledge)
@@ -174,7 +217,9 @@ class Pruning:
         for node in self.graph.nodes:
             if not isinstance(node.op, Select):
                 continue
-            if knowledge.arrays.get(node.inputs[1]) is None:
+            if node in self.kept:
+                self.refused(node, self.kept[node])
+            elif knowledge.arrays.get(node.inputs[1]) is None:
                 self.refused(*_decided_by(node))
             elif knowledge.is_zero(node.output) and self._of_rows_left(node.output):
                 self.refused(node, "it has the rows that an exit left; prune before lowering exits")
@@ -241,6 +286,44 @@ class Pruning:
 def needed(values: Iterable[Value]) -> set[Node]:
     """The nodes that `values` depend on."""
     return nodes_below(v.producer for v in values if v.producer)
+
+
+def _applications(graph: Graph) -> dict[State, list[Node]]:
+    """Running statistics, and the declared batch norms that move each in training."""
+    found: dict[State, list[Node]] = {}
+    for node in graph.nodes:
+        if isinstance(node.op, BatchNorm):
+            for state in dict.fromkeys(v.state for v in node.inputs[3:]):
+                if state is not None:
+                    found.setdefault(state, []).append(node)
+    return found
+
+
+def _left(graph: Graph, knowledge: Knowledge) -> set[Node]:
+    """Nodes that roots still depend on when every value that is known to be zero is a constant."""
+    found: set[Node] = set()
+    pending = [v for v in graph.roots if not knowledge.is_zero(v)]
+    while pending:
+        node = pending.pop().producer
+        if node is not None and node not in found:
+            found.add(node)
+            pending += [v for v in node.inputs if not knowledge.is_zero(v)]
+    return found
+
+
+def _above(node: Node) -> list[Node]:
+    """The nodes that are computed from `node`."""
+    found: dict[Node, None] = {}
+    pending = [node]
+    while pending:
+        new = [u for v in pending.pop().outputs for u in v.users if u not in found]
+        found.update(dict.fromkeys(new))
+        pending += new
+    return list(found)
+
+
+def _name(node: Node) -> str:
+    return node.path or node.op.opcode
 
 
 def _depending(graph: Graph) -> set[Node]:

@@ -3,6 +3,9 @@
 A run that goes on from its `Progress` and its states gives bit for bit what it would have given
 without the interruption: the order of samples depends on (seed, epoch), dropout on the key and step
 that are states themselves.
+
+Where the network was cast to a low type with a loss scale that moves (`cast:dynamic=true`), a step
+whose gradients are not finite is left out and lowers the scale; nobody has to ask for it.
 """
 
 from __future__ import annotations
@@ -20,7 +23,8 @@ from branchgraph.ir.errors import GraphError
 from branchgraph.ir.gradient import differentiate
 from branchgraph.ir.graph import Graph
 from branchgraph.ir.optimisers import Optimiser
-from branchgraph.ir.state import Store
+from branchgraph.ir.state import Role, Store
+from branchgraph.passes.cast import SkipOverflow
 from branchgraph.passes.specialise import specialise
 from branchgraph.training.history import History, Progress
 from branchgraph.training.loss import LABELS, joint_loss
@@ -41,11 +45,17 @@ class Training:
         graph: Graph, optimiser: Optimiser, *, backend: str = "numpy", store: Store | None = None,
         seed: int = 0,
     ) -> Training:  # fmt: skip
-        """Specialise a declared network for training, differentiate its joint loss, compile."""
+        """Specialise a declared network for training, differentiate its joint loss, compile.
+
+        With a loss scale among the states, steps that overflow leave parameters and slots as they
+        are (`passes.cast.SkipOverflow`).
+        """
         store = Store() if store is None else store
         training = differentiate(joint_loss(specialise(graph, training=True)))
-        step = compile(optimiser.attach(training), backend, store=store, seed=seed)
-        return Training(step, store, optimiser)
+        whole = optimiser.attach(training)
+        if any(state.role is Role.LOSS_SCALE for state in whole.reads):
+            whole = SkipOverflow().apply(whole)
+        return Training(compile(whole, backend, store=store, seed=seed), store, optimiser)
 
 
 def train(

@@ -39,9 +39,10 @@ def continued(
 ) -> Continued:
     """Training of `graph`, a rewritten form of the network that `training` trains.
 
-    A pass that made new states says in `report.origin` where they come from; with that `origin` the
-    graph is trained as it is. Otherwise its expressions become leaves. The store is shared: it
-    keeps the old states and gains the new ones.
+    A pass or pipeline that made new states says in `report.origin` of its `run` where they come
+    from; with that `origin` the graph is trained as it is. Otherwise its expressions become leaves.
+    For both, give the leaves and `composed(report.origin, origin of the leaves)`. The store is
+    shared: it keeps the old states and gains the new ones.
     """
     new, source = (graph, origin) if origin is not None else materialise(graph)
     evaluate_origin(source, training.store)

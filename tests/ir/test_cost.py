@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 from builders import image_input
 
@@ -15,7 +17,7 @@ from branchgraph.ir.builder import (
     relu,
     sigmoid,
 )
-from branchgraph.ir.cost import branch_macs, cost, node_macs, parameter_count
+from branchgraph.ir.cost import branch_macs, cost, deployed_cost, node_macs, parameter_count
 from branchgraph.ir.dims import Dim
 from branchgraph.ir.errors import FormatError
 from branchgraph.ir.functions import sample_conv
@@ -93,6 +95,19 @@ def test_activation_bytes_are_those_of_all_node_outputs() -> None:
     graph = Graph("g")
     graph.output("y", relu(relu(image_input(graph))))
     assert cost(graph).per_sample().activation_bytes == 2 * 3 * 6 * 6 * 4
+
+
+def two_symbols(layer: Callable[[Value], Value]) -> Graph:
+    """A layer over images of any height."""
+    graph = Graph("tall")
+    graph.output("y", layer(graph.input("x", ("N", 3, "H", 4))))
+    return graph
+
+
+def test_a_deployed_network_has_macs_wherever_they_are_affine() -> None:
+    assert deployed_cost(two_symbols(relu)).macs == 0, "its size is N H, its work is none"
+    found = deployed_cost(two_symbols(lambda x: conv(x, 5, 1)))
+    assert (found.macs, found.parameters) == (None, 5 * 3 + 5)
 
 
 def test_an_unknown_counting_mode_lists_the_known_ones() -> None:

@@ -148,6 +148,15 @@ def test_inputs_are_checked_by_name(inputs: dict[str, float], message: str) -> N
         interpret(graph, inputs)
 
 
+def test_no_node_is_found_by_an_empty_name() -> None:
+    graph = Graph("g")
+    y = graph.emit(make("tanh"), graph.input("x", ("N", 4)), name="y")
+    graph.output("y", graph.emit(make("tanh"), y))
+    assert graph.find("y") is y.producer
+    with pytest.raises(GraphError, match="expected the path or name of a node in g, got an empty"):
+        graph.find("")
+
+
 def test_a_gate_must_broadcast_to_its_value() -> None:
     graph = Graph("g")
     with pytest.raises(ShapeError, match="do not broadcast"):

@@ -23,6 +23,7 @@ from branchgraph.compiler import compile
 from branchgraph.ir.builder import conv, dense, exit, global_average_pool, relu
 from branchgraph.ir.errors import RefusalError
 from branchgraph.ir.graph import Graph, branch
+from branchgraph.ir.ops.constant import Full
 from branchgraph.ir.ops.conv import Conv
 from branchgraph.ir.ops.exit import RELATIONS, Exit, ExitScore
 from branchgraph.ir.ops.norm import BatchNormTraining
@@ -31,6 +32,7 @@ from branchgraph.ir.rebuild import bind
 from branchgraph.ir.state import Store
 from branchgraph.ir.verify import verify
 from branchgraph.nets.branchynet import b_lenet, exchange_name
+from branchgraph.passes.clean import DeadCode
 from branchgraph.passes.lower_exits import lower_exits
 from branchgraph.passes.specialise import specialise
 
@@ -167,6 +169,45 @@ def test_what_head_and_trunk_share_is_computed_once_before_the_cut() -> None:
     assert len(shared) == 3
     compact = next(i for i in run.program.instructions if i.op.opcode == "compact")
     assert str(compact.types[0]) == "f32[rows_1, 5, 15, 15]"
+
+
+def closed_tails(early: int) -> Graph:
+    """A network of `early` exits with heads of their own; its last logits are constant.
+
+    Of three early exits, the one in the middle is constant, too.
+    """
+    graph = Graph("closed_tails")
+    h = dense(graph.input("x", ("N", 4)), 4, name="stem")
+    for k in range(early):
+        with branch(f"exit{k + 1}"):
+            logits = dense(relu(h), 3)
+            if (early, k) == (3, 1):
+                logits = graph.emit(Full(value=0.25, shape=logits.shape))
+            exit(logits, f"exit{k + 1}", threshold=0.0)
+        h = dense(h, 4, name=f"stage{k + 1}")
+    shape = (h.shape[0], 3)
+    constant = graph.emit(Full(value=2.0, shape=shape)) * 3.0
+    exit(constant, "last", last=True)
+    return DeadCode().apply(graph)
+
+
+@pytest.mark.parametrize("early", [1, 2, 3])
+def test_rows_that_stay_get_the_logits_that_no_input_reaches(early: int) -> None:
+    graph = closed_tails(early)
+    lowered = lower_exits(graph)
+    verify(lowered)
+    verify(DeadCode().apply(lowered))
+    store = randomised(graph)
+    x = np.random.default_rng(0).normal(size=(17, 4)).astype(np.float32)
+    outputs = compile(specialise(graph, training=False, exits="all"), store=store)(x=x)
+    level = float(np.median(ExitScore("entropy").evaluate(outputs["exit1"])[0])) + 1e-3
+    for levels in ([level] * early, [0.0] * early, [10.0] * early):
+        run = compile(specialise(graph, training=False), store=store)
+        found = run.run({"x": x, **dict(zip(thresholds_of(graph), levels))})
+        logits, taken = chosen(outputs, "entropy", levels)
+        np.testing.assert_array_equal(found["exit"], taken)
+        np.testing.assert_allclose(found["logits"], logits, **CLOSE)
+    assert len(set(chosen(outputs, "entropy", [level] * early)[1].tolist())) > 1
 
 
 # -- refusals --------------------------------------------------------------------------------------

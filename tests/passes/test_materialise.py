@@ -27,7 +27,14 @@ from branchgraph.ir.state import Role, State, Store
 from branchgraph.ir.types import DType
 from branchgraph.passes.clean import DeadCode
 from branchgraph.passes.fold_batch_norm import FoldBatchNorm
-from branchgraph.passes.materialise import carry_slots, evaluate_origin, materialise
+from branchgraph.passes.materialise import (
+    carry_slots,
+    composed,
+    evaluate_origin,
+    materialise,
+    origin_of,
+    provenance,
+)
 from branchgraph.passes.specialise import specialise
 
 # -- PD-A: five conv + batch norm branches into one convolution (ParaDise, section 2.2) ------------
@@ -357,6 +364,56 @@ def test_slots_start_again_where_the_algebra_mixes_parameters() -> None:
     carried = carry_slots(origin, slots, store)
     assert [s.name for s in carried.reset] == ["total"]
     assert optimiser.slots == {}
+
+
+def test_slots_of_whole_copies_are_copied() -> None:
+    old, new = State("old", (3,)), State("new", (3,))
+    origin = Graph("net.origin")
+    origin.update(new, origin.read(old))
+    slots = {(old, "v"): State("old.v", (3,), role=Role.SLOT, init=Zeros())}
+    store = Store({old: np.ones(3), slots[old, "v"]: np.arange(3.0)})
+    carried = carry_slots(origin, slots, store)
+    assert not carried.reset
+    np.testing.assert_array_equal(store[carried.slots[new, "v"]], np.arange(3.0))
+
+
+# -- origins one after another ---------------------------------------------------------------------
+
+
+def cut(graph: Graph, new: State, value: Value, start: int, size: int) -> None:
+    graph.update(new, graph.emit(Slice(axis=0, start=start, size=size), value))
+
+
+def test_origins_of_two_steps_compose() -> None:
+    w, b = State("w", (6,)), State("b", (6,))
+    left, right, inner = State("left", (4,)), State("right", (2,)), State("inner", (2,))
+    first, second = Graph("first.origin"), Graph("second.origin")
+    cut(first, left, first.read(w), 0, 4)
+    cut(first, right, first.read(w), 4, 2)
+    cut(second, inner, second.read(left), 1, 2)
+    cut(second, right, second.read(b), 0, 2)
+    both = composed(first, second)
+    assert provenance(both) == {left: [w], right: [b], inner: [w]}
+    store = Store({w: np.arange(6.0), b: -np.arange(6.0)})
+    evaluate_origin(both, store)
+    assert store[inner].tolist() == [1, 2]
+    assert store[right].tolist() == [0, -1], "the later step has the last word"
+    part = origin_of([inner, w], both)
+    assert provenance(part) == {inner: [w]}
+    slots = {(w, "v"): State("w.v", (6,), role=Role.SLOT, init=Zeros())}
+    store[slots[w, "v"]] = np.arange(6.0) * 2
+    carried = carry_slots(part, slots, store)
+    assert not carried.reset
+    np.testing.assert_array_equal(store[carried.slots[inner, "v"]], [2, 4])
+    assert set(first.updates) == {left, right}, "the arguments are not changed"
+
+
+def test_a_state_that_is_only_renamed_by_the_second_step_keeps_its_source() -> None:
+    w, once, twice = State("w", (6,)), State("once", (6,)), State("twice", (6,))
+    first, second = Graph("first.origin"), Graph("second.origin")
+    first.update(once, first.read(w))
+    second.update(twice, second.read(once))
+    assert provenance(composed(first, second)) == {once: [w], twice: [w]}
 
 
 def test_a_materialised_expression_may_be_reshaped_data() -> None:

@@ -5,15 +5,24 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
-from builders import branches_of_every_kind
+from builders import EXACT, branches_of_every_kind, images
+from click.testing import CliRunner
 
-from branchgraph.ir.builder import relu, tanh
+from branchgraph.cli import main
+from branchgraph.ir.builder import conv, relu, tanh
 from branchgraph.ir.errors import ClaimError, FormatError, GraphError
 from branchgraph.ir.graph import Graph
+from branchgraph.ir.interpret import interpret
+from branchgraph.ir.rebuild import bind
+from branchgraph.ir.state import Store
 from branchgraph.ir.text import format_graph
+from branchgraph.ir.types import DType
+from branchgraph.nets import network
 from branchgraph.passes.base import Pass, Report, Result
 from branchgraph.passes.clean import Canonical, CommonSubexpressions, DeadCode
+from branchgraph.passes.materialise import evaluate_origin, provenance
 from branchgraph.passes.pipeline import Pipeline, Reports, pipeline
 
 
@@ -136,6 +145,90 @@ def test_reports_are_kept_and_printed() -> None:
     assert "common_subexpressions: 1 matched, 0 refused" in text
     assert text.count(" s") >= 2
     assert all(r.seconds >= 0 for r in reports.reports)
+
+
+def test_the_report_of_a_pipeline_adds_up_its_steps() -> None:
+    graph = twice_relu()
+    result = Pipeline((CommonSubexpressions(), Canonical()), verify=True).run(graph)
+    report = result.report
+    assert report.name == "common_subexpressions canonical"
+    assert (len(report.matches), report.origin) == (2, None)
+    assert [n.op.opcode for n in result.graph.nodes] == ["relu", "sum"]
+    nothing = Pipeline(()).run(graph)
+    assert nothing.graph is graph
+    assert not nothing.report.matches
+
+
+SHARED_TWICE = (
+    "share_weights:branches=2,shared=1", "split_ensemble:branch=branch1",
+    "share_weights:branches=2,shared=0.5",
+)  # fmt: skip
+
+
+def test_the_origin_of_a_pipeline_reaches_back_to_its_first_graph() -> None:
+    graph = network("lenet:size=8,kernel=3,widths=8+16+32")
+    result = pipeline(*SHARED_TWICE, "dead_code").run(graph)
+    origin = result.report.origin
+    assert origin is not None
+    assert set(origin.updates) == set(result.graph.states)
+    for state, sources in provenance(origin).items():
+        (source,) = sources
+        assert source in graph.states
+        assert source.name.split("/")[-1] in state.name
+    store = Store.initialised(graph.states)
+    before = interpret(graph, {"x": (x := images(3, channels=1, size=8))}, store, DType.F64)
+    evaluate_origin(origin, store)
+    after = interpret(result.graph, {"x": x}, store, DType.F64)
+    for value in after.outputs.values():
+        np.testing.assert_allclose(value, before.outputs["logits"], **EXACT)
+
+
+def test_steps_know_the_values_of_states_that_earlier_ones_made() -> None:
+    graph = network("lenet:size=8,kernel=3,widths=8+16+32")
+    seen: list[set[str]] = []
+
+    class Watching(DeadCode):
+        """A pass that looks at the values it is given."""
+
+        def rewrite(self, graph: Graph, report: Report) -> None:
+            assert report.values is not None
+            seen.append({s.name for s in graph.states if s not in report.values})
+
+    first = Pass.from_spec("share_weights:branches=2,shared=0.5")
+    store = Store.initialised(graph.states)
+    Pipeline((Watching(), first, Watching())).apply(graph, store)
+    assert seen == [set(), set()]
+    assert len(store) == len(graph.states), "the store that was given is not changed"
+    some = Store({s: store[s] for s in graph.states if s.name != "fc.weight"})
+    Pipeline((Watching(), first, Watching())).apply(graph, some)
+    assert seen[2] == {"fc.weight"}
+    assert seen[3]
+    assert all("fc.weight" in name for name in seen[3])
+
+
+def test_the_command_explains_where_states_of_a_whole_pipeline_come_from() -> None:
+    ran = CliRunner().invoke(main, ["passes", *SHARED_TWICE, "--explain", "lenet"])
+    assert ran.exit_code == 0, ran.output
+    text = ran.output
+    assert (
+        "\nbranch1/conv1.weight f32[5, 1, 5, 5] from conv1.weight_ss, branch1/conv1.weight_" in text
+    )
+    assert "\nconv1.weight_ss f32[2, 1, 5, 5] from conv1.weight\n" in text
+
+
+def test_macs_that_multiply_symbols_are_unknown_and_the_report_says_so() -> None:
+    graph = Graph("tall")
+    h = conv(graph.input("x", ("N", 3, "H", 4)), 5, 1)
+    graph.output("y", relu(h) + relu(h))
+    report = CommonSubexpressions().run(graph).report
+    assert len(report.matches) == 1
+    assert report.macs == (None, None)
+    assert report.parameters == (20, 20)
+    assert "MACs unknown -> unknown" in str(report)
+    assert "unknown where sizes multiply symbols; bind all but the batch" in str(report)
+    known = CommonSubexpressions().run(bind(graph, H=2)).report
+    assert known.macs == (3 * 5 * 2 * 4, 3 * 5 * 2 * 4)
+    assert "unknown" not in str(known)
 
 
 @pytest.mark.parametrize("order", list(itertools.permutations(range(3))))

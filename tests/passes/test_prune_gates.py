@@ -25,13 +25,14 @@ from branchgraph.ir.builder import (
     merge_sum,
     relu,
     sigmoid,
+    tanh,
 )
 from branchgraph.ir.cost import cost
 from branchgraph.ir.errors import ClaimError
 from branchgraph.ir.file import load, save
 from branchgraph.ir.functions.reduction import reduce_mean
 from branchgraph.ir.gradient import differentiate
-from branchgraph.ir.graph import Graph, branch
+from branchgraph.ir.graph import Graph, Scope, Value, at, branch
 from branchgraph.ir.hash import structural_hash
 from branchgraph.ir.initialisers import LeCunNormal
 from branchgraph.ir.interpret import interpret
@@ -421,6 +422,57 @@ def test_an_update_that_observes_living_parts_too_stays() -> None:
     pruned, report = prune(graph)
     assert report.refusals == [("counter", "its update observes parts that stay, too")]
     assert counter in pruned.updates
+
+
+def norm_of_two(graph: Graph, first: Value, second: Value) -> tuple[Value, Value]:
+    """One batch norm applied to two values, as batch norms of shared layers are."""
+    y = batch_norm(first, name="bn")
+    assert y.producer is not None
+    with at((Scope("again"),)):
+        return y, graph.emit(y.producer.op, second, *y.producer.inputs[1:], name="bn")
+
+
+def test_a_gate_that_hides_one_of_two_applications_of_a_batch_norm_stays() -> None:
+    graph = Graph("shared norm")
+    x = image_input(graph, 4)
+    y, hidden = norm_of_two(graph, x, relu(x))
+    shut = gate(hidden, fixed(graph, 0.0), name="shut")
+    later = gate(relu(shut), fixed(graph, 0.0), name="later")
+    graph.output("y", merge_sum(y, later, closed(relu(x))))
+    pruned, report = prune(graph)
+    reason = (
+        "its gate is closed, but again/bn behind it moves the running statistics of bn in "
+        "training; specialise first"
+    )
+    assert report.refusals == [("shut", reason), ("later", reason)]
+    assert ops(pruned).count("select") == 2, "the third gate hides no batch norm"
+    for training, norms in ((False, 1), (True, 2)):
+        form, report = prune(specialise(graph, training=training))
+        assert sum(op.startswith("batch_norm") for op in ops(form)) == norms
+        assert "select" not in ops(form)
+
+
+def test_gates_that_hide_every_application_of_a_batch_norm_go() -> None:
+    graph = Graph("shared norm")
+    x = image_input(graph, 4)
+    graph.output("y", merge_sum(x, *map(closed, norm_of_two(graph, x, relu(x)))))
+    pruned, report = prune(graph)
+    assert not report.refusals
+    assert not pruned.nodes
+
+
+def test_a_batch_norm_that_a_kept_gate_lets_live_keeps_its_other_gates() -> None:
+    graph = Graph("chained norms")
+    x = image_input(graph, 4)
+    y, hidden = norm_of_two(graph, x, relu(x))
+    # A second batch norm all of whose applications seem hidden, until the first gate has to stay.
+    inner, outer = norm_of_two(graph, hidden, tanh(x))
+    one = gate(inner, fixed(graph, 0.0), name="one")
+    two = gate(outer, fixed(graph, 0.0), name="two")
+    graph.output("y", merge_sum(y, one, two))
+    pruned, report = prune(graph)
+    assert [where for where, _ in report.refusals] == ["one", "two"]
+    assert ops(pruned).count("batch_norm") == 4
 
 
 def gradients(graph: Graph, store: Store) -> dict[State, np.ndarray]:

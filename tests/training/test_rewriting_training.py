@@ -12,8 +12,11 @@ from branchgraph.ir.hooks import WeightDecay
 from branchgraph.ir.ops.reshape import Slice
 from branchgraph.ir.optimisers import Adam
 from branchgraph.ir.state import Role
+from branchgraph.ir.types import DType
+from branchgraph.passes.cast import MixedPrecision
 from branchgraph.passes.fold_batch_norm import FoldBatchNorm
-from branchgraph.passes.materialise import provenance
+from branchgraph.passes.materialise import composed, materialise, origin_of, provenance
+from branchgraph.passes.pipeline import pipeline
 from branchgraph.passes.share_weights import ShareWeights
 from branchgraph.passes.specialise import specialise
 from branchgraph.training import Training, train
@@ -91,4 +94,54 @@ def test_branches_that_share_weights_train_on_from_the_plain_network() -> None:
         np.testing.assert_allclose(value, plain, rtol=1e-4, atol=1e-5)
     labels = np.arange(7) % 5
     losses = [float(found.training.step(x=x, labels=labels)["loss"]) for _ in range(30)]
+    assert losses[-1] < losses[0]
+
+
+def test_a_pipeline_of_passes_that_make_states_carries_values_and_slots() -> None:
+    graph, training = trained()
+    steps = ("share_weights:branches=2,shared=0", "split_ensemble:branch=branch2")
+    result = pipeline(*steps, "share_weights:branches=2,shared=0.5").run(graph)
+    origin = result.report.origin
+    assert origin is not None
+    # The states between the two steps are gone; everything comes from the trained network.
+    assert {s for found in provenance(origin).values() for s in found} <= set(graph.states)
+    found = continued(training, result.graph, origin=origin)
+    assert not found.reset
+    moved = [s for (s, name) in found.training.optimiser.slots if s in origin.updates]
+    assert any(training.store[found.training.optimiser.slots[s, "m"]].any() for s in moved)
+    x = images(7)
+    plain = compile(graph, store=training.store)(x=x)["logits"]
+    for value in compile(found.graph, store=found.training.store)(x=x).values():
+        np.testing.assert_allclose(value, plain, rtol=1e-4, atol=1e-5)
+
+
+def test_leaves_of_a_pipeline_train_on() -> None:
+    graph, training = trained()
+    steps = ("share_weights:branches=2,shared=0.5", "specialise", "fold_batch_norm")
+    result = pipeline(*steps).run(graph)
+    leaves, own = materialise(result.graph)
+    assert result.report.origin is not None
+    whole = origin_of(leaves.states, composed(result.report.origin, own))
+    assert set(whole.updates) == set(leaves.states)
+    found = continued(training, leaves, origin=whole)
+    x = images(7)
+    plain = compile(graph, store=training.store)(x=x)["logits"]
+    for value in compile(found.graph, store=found.training.store)(x=x).values():
+        np.testing.assert_allclose(value, plain, rtol=1e-4, atol=1e-5)
+    labels = np.arange(7) % 5
+    losses = [float(found.training.step(x=x, labels=labels)["loss"]) for _ in range(30)]
+    assert losses[-1] < losses[0]
+
+
+def test_a_moving_loss_scale_is_no_parameter_of_a_continued_network() -> None:
+    low = MixedPrecision(dtype=DType.F16, loss_scale=2.0**30, dynamic=True).apply(network())
+    training = Training.of(low, Adam(), seed=1)
+    found = continued(training, low)
+    scales = [s for s in found.training.step.states if s.role is Role.LOSS_SCALE]
+    assert [s.name for s in scales] == ["loss_scale"]
+    assert not found.origin.updates
+    x, labels = images(7), np.arange(7) % 5
+    with np.errstate(all="ignore"):
+        losses = [float(found.training.step(x=x, labels=labels)["loss"]) for _ in range(60)]
+    assert found.training.store[scales[0]] < 2.0**30
     assert losses[-1] < losses[0]

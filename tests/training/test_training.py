@@ -13,10 +13,11 @@ from branchgraph.ir.builder import dense, dropout
 from branchgraph.ir.errors import GraphError, ShapeError
 from branchgraph.ir.graph import Graph
 from branchgraph.ir.interpret import interpret
-from branchgraph.ir.optimisers import SGD, Adam
-from branchgraph.ir.state import Store
+from branchgraph.ir.optimisers import SGD, Adam, MomentumSGD
+from branchgraph.ir.state import Role, Store
 from branchgraph.ir.types import DType
 from branchgraph.nets import network
+from branchgraph.passes.cast import MixedPrecision
 from branchgraph.passes.insert_exits import InsertExits
 from branchgraph.passes.specialise import specialise
 from branchgraph.training import Training, joint_loss, train
@@ -121,3 +122,31 @@ def test_examples_without_labels_are_refused() -> None:
     training = Training.of(branchy(), Adam())
     with pytest.raises(GraphError, match="a label an example, got 4 and 3"):
         train(training, images(4, channels=1, size=8), np.arange(3), epochs=1, batch=2)
+
+
+# -- float16 ---------------------------------------------------------------------------------------
+
+
+def test_a_step_that_overflows_is_left_out_and_lowers_the_loss_scale() -> None:
+    low = MixedPrecision(dtype=DType.F16, loss_scale=2.0**30, dynamic=True).apply(branchy())
+    training = Training.of(low, MomentumSGD(learning_rate=0.1), seed=3)
+    (scale,) = (s for s in training.step.states if s.role is Role.LOSS_SCALE)
+    held = [s for s in training.step.states if s.role in (Role.PARAMETER, Role.SLOT)]
+    assert {s.name for s in held} >= {"conv1.weight", "conv1.weight.momentum_sgd.v"}
+    fed = {"x": images(6, channels=1, size=8), "labels": np.arange(6)}
+    first = {s: training.store[s].copy() for s in held}
+    with np.errstate(all="ignore"):
+        for k in (29, 28):
+            training.step.run(fed)
+            assert training.store[scale] == 2.0**k
+            for state in held:
+                np.testing.assert_array_equal(training.store[state], first[state], state.name)
+        losses = [float(training.step.run(fed)["loss"]) for _ in range(60)]
+    assert training.store[scale] == training.store[scale].clip(1, 2.0**20)
+    assert losses[-1] < 0.5 * losses[0], "clean steps are taken"
+
+
+def test_a_network_without_a_loss_scale_gets_no_states_for_one() -> None:
+    low = MixedPrecision(dtype=DType.F16, loss_scale=64.0).apply(branchy())
+    training = Training.of(low, SGD())
+    assert not any("loss_scale" in s.name for s in training.step.states)
