@@ -15,6 +15,7 @@ and follows from what the graph knows by itself, for finite states:
     pooling                  zero stays zero; constant where no window reads padding
     sum and other merges     zero where all operands are, constant where all are either
     concat, slice, flatten   channel by channel
+    anything of known arrays what its elements say (`constant_arrays`)
 
 In training a batch norm is not of this kind (its output at zero input is beta, in inference it is
 not), so nothing is known behind a batch norm whose mode is not chosen.
@@ -89,10 +90,12 @@ class Knowledge:
     def visit(self, node: Node) -> None:
         """Learn about the results of `node`."""
         self.arrays.visit(node)
-        rule = _RULES.get(type(node.op)) or _family_rule(node.op)
-        if rule is None or len(node.outputs) != 1 or not node.output.dtype.is_float:
+        if len(node.outputs) != 1 or not node.output.dtype.is_float:
             return
-        fact = rule(self, node)
+        rule = _RULES.get(type(node.op)) or _family_rule(node.op)
+        fact = rule(self, node) if rule else None
+        if fact is None:
+            fact = _elements(self, node)
         if fact is not None and fact.known:
             self.facts[node.output] = fact
 
@@ -113,6 +116,21 @@ class Knowledge:
 
 
 Rule = Callable[[Knowledge, Node], "Fact | None"]
+
+
+def _elements(knowledge: Knowledge, node: Node) -> Fact | None:
+    """What the elements say, where the graph knows them."""
+    array = knowledge.arrays.get(node.output)
+    if array is None or not has_channels(node.output.shape) or not array.size:
+        return None
+    columns = array.swapaxes(0, 1).reshape(len(array[0]), -1)
+    v = columns[:, 0]
+    same = np.isfinite(v) & (columns == v[:, None]).all(axis=1)
+    zero = frozenset(np.flatnonzero(same & (v == 0)).tolist())
+    constant = frozenset(np.flatnonzero(same & (v != 0)).tolist())
+    graph, dtype = node.graph, node.output.dtype
+    finite = np.where(same, v, 0)
+    return Fact(len(v), zero, constant, lambda: write(graph, finite, dtype))
 
 
 def _copied(knowledge: Knowledge, node: Node) -> Fact:

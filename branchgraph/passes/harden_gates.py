@@ -17,7 +17,8 @@ graphs: the caller gives them,
 
 Inference computes the same numbers (without `one_hot` and `threshold`); training another function,
 since gates are no longer drawn. A gate that depends on the input as well goes on doing so, over
-constants in place of its scores.
+constants in place of its scores, unless `unsafe_profile` takes what it did on recorded data for
+what it always does (`gate_profiles`).
 """
 
 from __future__ import annotations
@@ -38,15 +39,20 @@ from branchgraph.ir.state import Role, State, Store
 from branchgraph.passes.base import Pass, Report
 from branchgraph.passes.clean import DeadCode, nodes_below
 from branchgraph.passes.constant_arrays import write
+from branchgraph.passes.gate_profiles import harden_by_profile
 from branchgraph.passes.specialise import specialise
 
 
 @dataclass(frozen=True)
 class HardenGates(Pass, spelling="harden_gates", claim="different"):
-    """Fix learned gates at what inference reads under the trained scores."""
+    """Fix learned gates at what inference reads under the trained scores.
+
+    `unsafe_profile` fixes gates that depend on the input, too, where all recorded rows agreed.
+    """
 
     threshold: float | None = None
     one_hot: bool = False
+    unsafe_profile: bool = False
 
     def rewrite(self, graph: Graph, report: Report) -> None:
         trained = [s for s in (*graph.updates, *graph.gradients) if s.role is Role.GATE]
@@ -63,6 +69,8 @@ class HardenGates(Pass, spelling="harden_gates", claim="different"):
             graph.replace(value, constant)
         graph.touch()
         self._report(arrays, report)
+        if self.unsafe_profile:
+            harden_by_profile(graph, report)
         _remove_dead(graph)
 
     def _to_inference(self, graph: Graph) -> None:

@@ -15,21 +15,29 @@ merges, flattening) need what is needed of their result, everything else needs a
 needed is cut along the whole way, concat and batch norm included; where an op makes more than is
 needed of it, the rest is sliced off behind it.
 
-v != 0 leaves a layer only where no window reads padding: at a border of zeros the sum would run
-over fewer taps. Weights that several layers read are not cut. New weights are slices of the old
-ones, so `materialise` and `carry_slots` follow them. Exact for all finite states; not bit-equal,
-because shorter sums may be added up in another order.
+v != 0 leaves a layer only where no window reads padding: at a border of zeros the sum runs over
+fewer taps. With `bias_maps` it leaves all the same, and the bias becomes one for each position h,
+
+    padded             conv(x; W, b), x[c] = v[c]       -> conv(x without c; W[:, without c], b) + B
+                       B[o, h] = sum_{c, i: h s + i d - p is in x} W[o, c, i] v[c]
+
+(the bias map of rule R2 of `fuse_branches`): fewer multiplications for a number per filter and
+position, exact for the size of the graph, which must be known. What stands behind a bias map is
+slimmed with it, but batch norm no longer folds into the layer: fold before.
+
+Weights that several layers read are not cut. New weights are slices of the old ones, so
+`materialise` and `carry_slots` follow them. Exact for all finite states; not bit-equal, because
+shorter sums may be added up in another order.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from branchgraph.ir.builder import concat
-from branchgraph.ir.functions.reduction import reduce_sum
 from branchgraph.ir.graph import Graph, Node, Value, at
 from branchgraph.ir.op import Op
 from branchgraph.ir.ops.activation import Relu
@@ -53,12 +61,20 @@ from branchgraph.passes.channel_facts import (
     spread,
 )
 from branchgraph.passes.constant_arrays import write
+from branchgraph.passes.fuse_branches.compose import composed
+from branchgraph.passes.fuse_branches.layer import Layer, call
+from branchgraph.passes.fuse_branches.reading import identity
 from branchgraph.passes.prune_gates import Pruning, needed
 
 
 @dataclass(frozen=True)
 class PruneChannels(Pass, spelling="prune_channels", claim="exact"):
-    """Cut channels that are zero, constant or unread out of layers; absorb constant gates."""
+    """Cut channels that are zero, constant or unread out of layers; absorb constant gates.
+
+    `bias_maps` cuts constant channels in front of zero padding too, for a bias for each position.
+    """
+
+    bias_maps: bool = False
 
     def rewrite(self, graph: Graph, report: Report) -> None:
         if graph.gradients:
@@ -66,7 +82,7 @@ class PruneChannels(Pass, spelling="prune_channels", claim="exact"):
             return
         pruning = Pruning(graph, report)
         pruning.fold()
-        while _Slimming(graph, pruning).run() or _absorb_gates(graph, pruning):
+        while _Slimming(graph, pruning, self.bias_maps).run() or _absorb_gates(graph, pruning):
             pruning.fold()
         pruning.finish()
 
@@ -77,9 +93,10 @@ class PruneChannels(Pass, spelling="prune_channels", claim="exact"):
 class _Slimming:
     """One walk back that finds the channels that are needed, and one forth that cuts the others."""
 
-    def __init__(self, graph: Graph, pruning: Pruning) -> None:
+    def __init__(self, graph: Graph, pruning: Pruning, bias_maps: bool = False) -> None:
         self.graph = graph
         self.pruning = pruning
+        self.bias_maps = bias_maps
         self.alive = needed(graph.roots)
         self.order = [n for n in graph.nodes if n in self.alive]
         self.knowledge = Knowledge(self.order)
@@ -214,6 +231,18 @@ class _BesideNumber(_Part):
         return [v for v in node.inputs if v.shape == node.output.shape]
 
 
+class _BesideMap(_Part):
+    """A bias for each position: its channels go with those of the value."""
+
+    def cuts(self, node: Node) -> Sequence[Value]:
+        return [v for v in node.inputs if v is not _map_of(node)]
+
+    def build(self, slim: _Slimming, node: Node) -> Value:
+        left, bias = slim.kept(node.output), _map_of(node)
+        inputs = (taken(v, 1, left) if v is bias else slim.read(v, left) for v in node.inputs)
+        return slim.graph.emit(node.op, *inputs, name=node.name)
+
+
 class _Norm(_Part):
     def rounded(self, slim: _Slimming, node: Node, channels: Channels) -> Channels:
         return channels if slim.owns(*node.inputs[1:]) else everything(node.output)
@@ -285,10 +314,11 @@ class _Layer(_Part):
         x = node.inputs[0]
         fact = slim.knowledge.of(x)
         idle = fact.zero
-        if fact.constant and isinstance(node.op, Conv) and any(node.op.pad):
-            slim.pruning.refused(node, "constant channels stay: its padding is 0, not constant")
-        else:
+        reason = _border(node, slim.bias_maps)
+        if not reason:
             idle = idle | fact.constant
+        elif fact.constant:
+            slim.pruning.refused(node, reason)
         if not slim.owns(*node.inputs[1:]):
             if idle:
                 slim.pruning.refused(node, "its weight is read elsewhere too")
@@ -302,23 +332,68 @@ class _Layer(_Part):
         filters = taken(weight, 0, left)
         vector = taken(bias[0], 0, left) if bias else None
         dropped = everything(x) - read
+        shift = None
         if dropped & slim.knowledge.of(x).constant:
-            shift = _response(filters, dropped, slim.knowledge.vector(x))
-            vector = shift if vector is None else vector + shift
+            shift = _response(node, filters, dropped, slim.knowledge.vector(x))
+        if shift is not None and shift.bias is not None:
+            vector = shift.bias() if vector is None else vector + shift.bias()
         operands = [
             slim.read(x, read),
             taken(filters, 1, read),
             *([] if vector is None else [vector]),
         ]
-        return slim.graph.emit(node.op, *operands, name=node.name)
+        made = slim.graph.emit(node.op, *operands, name=node.name)
+        if shift is None or shift.map is None:
+            return made
+        slim.pruning.counts["bias map"] += 1
+        name = node.name or slim.graph.unused_name("slimmed")
+        bias_map = call(shift.map(), f"{name}.bias_map")
+        return slim.graph.emit(Add(), made, bias_map, name=f"{name}.biased")
 
 
-def _response(filters: Value, channels: Channels, vector: Value) -> Value:
-    """sum_{c, i} W[o, c, i] v[c] over `channels`."""
-    axes = tuple(range(1, len(filters.shape)))
-    column = (1, len(channels), *(1,) * (len(axes) - 1))
-    v = vector.graph.emit(Reshape(shape=column), taken(vector, 0, channels))
-    return reduce_sum(taken(filters, 1, channels) * v, axes)
+def _border(node: Node, bias_maps: bool) -> str:
+    """Why a constant cannot go into the bias of a layer, or nothing."""
+    if not isinstance(node.op, Conv) or not any(node.op.pad):
+        return ""
+    if not all(isinstance(d, int) for d in (*node.inputs[0].shape[2:], *node.output.shape[2:])):
+        return (
+            "constant channels stay: its padding is 0, and the size is not known for a bias map; "
+            "bind it"
+        )
+    if not bias_maps:
+        return (
+            "constant channels stay: its padding is 0, not constant; bias_maps=true repairs it "
+            "with a bias for each position"
+        )
+    return ""
+
+
+def _response(node: Node, filters: Value, channels: Channels, vector: Value) -> Layer:
+    """What a layer makes of v[c] in `channels`, a bias or a bias map: it reads 0 x[c] + v[c]."""
+    weight, v = taken(filters, 1, channels), taken(vector, 0, channels)
+    shape = tuple(int(str(d)) for d in weight.shape)
+    x = identity(node.inputs[0])
+    assert x is not None
+    constants = replace(
+        x, shape=(len(channels), 1, *(1,) * x.axes), groups=len(channels), bias=lambda: v
+    )
+    op = node.op if isinstance(node.op, Conv) else None
+    reader = replace(
+        constants,
+        weight=lambda: weight,
+        shape=shape,
+        stride=op.stride if op else (),
+        begin=op.begin if op else (),
+        end=op.end if op else (),
+        dilation=op.dilation if op else (),
+        groups=1,
+        size=node.output.shape[2:],
+        bias=None,
+        ones=False,
+    )
+    both = composed(reader, constants, bias_maps=True)
+    assert isinstance(both, Layer)
+    return both
 
 
 class _Groups(_Part):
@@ -365,7 +440,7 @@ _PARTS: dict[type[Op], _Part] = {
     **dict.fromkeys((Sum, Mean, Product, Maximum), _Merge()),
     **dict.fromkeys((MaxPool, AveragePool, ReduceSum, ReduceMean, ReduceMax, Cast), _CHANNEL_WISE),
 }
-_GROUPS, _WHOLE, _NUMBER = _Groups(), _Layer(), _BesideNumber()
+_GROUPS, _WHOLE, _NUMBER, _MAP = _Groups(), _Layer(), _BesideNumber(), _BesideMap()
 
 
 def _part(slim: _Slimming, node: Node) -> _Part | None:
@@ -388,11 +463,24 @@ def _arithmetic(slim: _Slimming, node: Node) -> _Part | None:
     a, b = node.inputs
     if isinstance(node.op, Add) and a.type == b.type:
         return _PARTS[Sum]
+    if _map_of(node) is not None:
+        return _MAP
     arrays = [slim.knowledge.arrays.get(v) for v in (a, b)]
     alone = [v for v, array in zip((a, b), arrays) if array is None or array.size != 1]
     single = len(alone) == 1 and alone[0].shape == node.output.shape
     other = b if single and alone[0] is a else a
     return _NUMBER if single and other.shape != node.output.shape else None
+
+
+def _map_of(node: Node) -> Value | None:
+    """The bias map that a node adds to a value of the type of its result, if it does."""
+    if not isinstance(node.op, Add) or len(node.output.shape) < 3:
+        return None
+    shape = (1, *node.output.shape[1:])
+    for x, bias in (node.inputs, node.inputs[::-1]):
+        if x.type == node.output.type and bias.type != x.type and bias.shape == shape:
+            return bias
+    return None
 
 
 def _fits(slim: _Slimming, node: Node) -> bool:
@@ -447,30 +535,36 @@ _SCALABLE = (Conv, Dense, BatchNorm, BatchNormInference)
 
 
 def _chain(slim: _Slimming, node: Node, factors: np.ndarray) -> list[Node]:
-    """The layer before a gate and the activation between; empty if there is none to scale."""
+    """The layer before a gate and what is between, outermost first; empty if none can be scaled."""
     chain: list[Node] = []
     value = node.inputs[0]
     while value.producer is not None and slim.owns(value):
         chain.append(value.producer)
         if isinstance(value.producer.op, _SCALABLE):
             return chain if slim.owns(*value.producer.inputs[1:3]) else []
-        if not isinstance(value.producer.op, Relu) or not (factors > 0).all():
+        bias_map = _map_of(value.producer)
+        positive = isinstance(value.producer.op, Relu) and (factors > 0).all()
+        if bias_map is None and not positive:
             return []
-        value = value.producer.inputs[0]
+        (value,) = (v for v in value.producer.inputs if v is not bias_map)
     return []
 
 
 def _scaled(chain: list[Node], factors: np.ndarray) -> Value:
     """The chain with its layer's results multiplied by `factors`."""
-    *activations, layer = chain
+    *between, layer = chain
     graph = layer.graph
     x, *parameters = layer.inputs
     count = 2 if isinstance(layer.op, (BatchNorm, BatchNormInference)) else len(parameters)
-    scaled = []
-    for value in parameters[:count]:
-        shape = (len(factors), *(1,) * (len(value.shape) - 1))
-        scaled.append(value * write(graph, factors.reshape(shape), value.dtype))
+
+    def times(value: Value, axis: int = 0) -> Value:
+        shape = (*(1,) * axis, len(factors), *(1,) * (len(value.shape) - axis - 1))
+        return value * write(graph, factors.reshape(shape), value.dtype)
+
+    scaled = map(times, parameters[:count])
     made = graph.emit(layer.op, x, *scaled, *parameters[count:], name=layer.name)
-    for node in reversed(activations):
-        made = graph.emit(node.op, made, name=node.name)
+    for node in reversed(between):
+        bias_map = _map_of(node)
+        rest = () if bias_map is None else (times(bias_map, 1),)
+        made = graph.emit(node.op, made, *rest, name=node.name)
     return made

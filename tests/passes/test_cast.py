@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from builders import image_input, images, random_graphs, randomised
 from hypothesis import given, settings
+from test_every_network import LARGE, NETS
 
 from branchgraph.compiler import compile
 from branchgraph.data import load
@@ -17,13 +18,14 @@ from branchgraph.ir.builder import (
     dropout,
     flatten,
     global_average_pool,
+    max_pool,
     merge_sum,
     relu,
     softmax,
 )
 from branchgraph.ir.errors import FormatError, GraphError
 from branchgraph.ir.gradient import differentiate
-from branchgraph.ir.graph import Graph, scope
+from branchgraph.ir.graph import Graph, Node, scope
 from branchgraph.ir.interpret import interpret
 from branchgraph.ir.op import make
 from branchgraph.ir.optimisers import SGD, Adam, MomentumSGD
@@ -32,8 +34,12 @@ from branchgraph.ir.text import format_graph
 from branchgraph.ir.types import DType
 from branchgraph.ir.verify import verify
 from branchgraph.nets import NETWORKS, network
+from branchgraph.nets.reparameterised import dbb, repvgg_unit
 from branchgraph.passes.base import Pass
-from branchgraph.passes.cast import MixedPrecision, SkipOverflow
+from branchgraph.passes.cast import PRODUCTS, MixedPrecision, SkipOverflow
+from branchgraph.passes.checking import random_feeds
+from branchgraph.passes.fuse_branches import FuseBranches
+from branchgraph.passes.materialise import evaluate_origin, materialise
 from branchgraph.passes.specialise import specialise
 from branchgraph.training import Training, joint_loss, train
 
@@ -223,6 +229,176 @@ def test_every_network_can_be_cast(name: str) -> None:
     assert all(v.dtype is DType.F32 for v in result.graph.outputs.values())
     assert {s.name for s in result.graph.states} == {s.name for s in graph.states}
     assert not MixedPrecision().run(result.graph).report.matches
+
+
+# -- after fusion ----------------------------------------------------------------------------------
+
+#: Half the smallest positive number: what a rounding may lose where numbers are tiny.
+TINY = {DType.BF16: 2.0**-134, DType.F16: 2.0**-25}
+#: Rounding of float32, in which NumPy accumulates products of the low types.
+SINGLE = 2.0**-24
+#: A convolution at every position.
+GEOMETRY = {"stride": (1, 1), "pad": (0, 0, 0, 0), "dilation": (1, 1), "groups": 1}
+#: The share of the bound that is reached at least: a bound that nothing comes near says nothing.
+REACHED = 1 / 500
+
+
+def growth(count: int, step: float) -> float:
+    """`count` roundings one after another: (1 + step)^count - 1 <= n u / (1 - n u)."""
+    return count * step / (1 - count * step)
+
+
+class Bounds:
+    """Bounds on |computed in the low type - exact| for every value of a network in float32.
+
+    With u and t the step and the tiniest error of the type, low(a) = a (1 + d) + s, |d| <= u and
+    |s| <= t. Let x be known to within e. Of a product over n terms, accumulated in float32 (g_n =
+    `growth` of n float32 steps) and rounded, then added to a rounded bias and rounded again,
+
+        r_x = e + u (|x| + e) + t       r_w = u |w| + t         r_b = u |b| + t
+        r_y = (|w| r_x + r_w (|x| + r_x))                       both operands are not what they were
+            + g_n s + u (1 + g_n) s + t                         s = (|w| + r_w) (|x| + r_x)
+            + r_b + u (s' + |b| + r_b) + t                      s' = (1 + g_n) (1 + u) s + t
+
+    where a product of a weight and a bound is the layer itself, without bias. ReLU and maxima hand
+    bounds on, since they move no two numbers apart; so does flattening. A mean of m is computed in
+    float32: the mean of e + g_m (|x| + e).
+    """
+
+    def __init__(self, graph: Graph, store: Store, fed: np.ndarray, dtype: DType) -> None:
+        self.step, self.tiny = STEP[dtype], TINY[dtype]
+        self.values = {v: np.asarray(store[s], np.float64) for s, v in graph.reads.items()}
+        self.values[graph.inputs["x"]] = fed.astype(np.float64)
+        self.errors = {v: np.zeros_like(a) for v, a in self.values.items()}
+        for node in graph.nodes:
+            (self.values[node.output],) = node.op.evaluate(*(self.values[v] for v in node.inputs))
+            self.errors[node.output] = self.of(node)
+
+    def rounded(self, value: np.ndarray, error: np.ndarray | float = 0.0) -> np.ndarray:
+        """The bound of a value after rounding, from the one before."""
+        return error + self.step * (np.abs(value) + error) + self.tiny
+
+    def of(self, node: Node) -> np.ndarray:
+        x, error = self.values[node.inputs[0]], self.errors[node.inputs[0]]
+        if node.op.opcode in ("conv", "dense"):
+            return self.product(node, x, error)
+        if node.op.opcode == "reduce_mean":
+            count = x.size // self.values[node.output].size
+            (mean,) = node.op.evaluate(error + growth(count, SINGLE) * (np.abs(x) + error))
+            return np.asarray(mean)
+        assert node.op.opcode in ("relu", "max_pool", "reshape"), node
+        (handed,) = node.op.bind({"N": len(x)}).evaluate(error)
+        return np.asarray(handed)
+
+    def product(self, node: Node, x: np.ndarray, error: np.ndarray) -> np.ndarray:
+        w, b = (self.values[v] for v in node.inputs[1:])
+        b = b.reshape(-1, *(1,) * (x.ndim - 2))
+        r_x, r_w, r_b = self.rounded(x, error), self.rounded(w), self.rounded(b)
+        (moved,) = node.op.evaluate(r_x, np.abs(w))
+        (weighed,) = node.op.evaluate(np.abs(x) + r_x, r_w)
+        (s,) = node.op.evaluate(np.abs(x) + r_x, np.abs(w) + r_w)
+        g = growth(w[0].size, SINGLE)
+        after = self.rounded((1 + g) * s, g * s) - self.step * g * s
+        both = (1 + g) * (1 + self.step) * s + self.tiny + np.abs(b) + r_b
+        return np.asarray(moved + weighed + after + r_b + self.step * both + self.tiny)
+
+
+def branchy() -> Graph:
+    """Two blocks of three branches each, a pooling between them, and a head."""
+    graph = Graph("branchy")
+    h = relu(repvgg_unit(graph.input("x", ("N", 3, 8, 8)), 8))
+    h = relu(dbb(max_pool(h, 2), 8))
+    graph.output("logits", dense(global_average_pool(h), 5, name="fc"))
+    return graph
+
+
+def test_products_of_low_types_are_accumulated_in_float32() -> None:
+    """4096 ones: bfloat16 would stop at 256, float16 at 2048."""
+    for dtype in STEP:
+        ones = np.ones((1, 4096), dtype.numpy)
+        for op, x in (("dense", ones), ("conv", ones.reshape(1, 4096, 1, 1))):
+            geometry = {} if op == "dense" else GEOMETRY
+            made = make(op, **geometry)
+            (found,) = made.evaluate(x, ones.reshape(1, 4096, *(1,) * (x.ndim - 2)))
+            assert found.dtype == dtype.numpy
+            assert float(found.reshape(())) == 4096
+
+
+@pytest.mark.parametrize("early", [False, True], ids=["expressions", "materialised"])
+@pytest.mark.parametrize("dtype", STEP)
+def test_a_fused_network_that_is_cast_stays_within_its_roundings(dtype: DType, early: bool) -> None:
+    graph = specialise(branchy(), training=False)
+    store = randomised(graph, 3)
+    fused = FuseBranches().apply(graph)
+    plain, origin = materialise(fused)
+    evaluate_origin(origin, store)
+    products = [n for n in plain.nodes if n.op.opcode in ("conv", "dense")]
+    assert [n.op.opcode for n in products] == ["conv", "conv", "dense"]
+    result = MixedPrecision(dtype=dtype).run(plain if early else fused)
+    assert {n.output.dtype for n in map(result.graph.find, paths(products))} == {dtype}
+    assert all(s.dtype is DType.F32 for s in result.graph.states)
+    fed = images(4, size=8)
+    found = interpret(result.graph, {"x": fed}, store).outputs["logits"]
+    bounds = Bounds(plain, store, fed, dtype)
+    bound = bounds.errors[plain.outputs["logits"]]
+    error = np.abs(found.astype(np.float64) - bounds.values[plain.outputs["logits"]])
+    assert (error <= bound).all()
+    assert error.max() >= REACHED * bound.max()
+
+
+def paths(nodes: list[Node]) -> list[str]:
+    return [n.path for n in nodes]
+
+
+# -- every network ---------------------------------------------------------------------------------
+
+#: Networks whose activations, untrained, overflow float32 already: there is nothing to compare.
+INFINITE = {"cross_imagenet", "resnet_imagenet"}
+#: Networks whose activations, untrained, are beyond 65504, the largest number of float16.
+BEYOND_HALF = {"inception_v3"}
+
+
+def assert_inference_is_near(name: str, dtype: DType) -> None:
+    """Logits are those of float32 within 2 sqrt(n) u of their norm, for n products.
+
+    A product rounds what it reads and what it makes: 2 u relative to its values. Roundings point
+    anywhere, so those of n products add up as a random walk does, where norms keep values in scale.
+    """
+    graph = specialise(network(NETS[name]), training=False, exits="all")
+    store = Store.initialised(graph.states, 0)
+    after = MixedPrecision(dtype=dtype).apply(graph)
+    assert set(after.states) == set(graph.states)
+    assert all(s.dtype is DType.F32 for s in after.states if s.role is Role.PARAMETER)
+    fed = random_feeds(graph)
+    expected, found = (interpret(g, fed, store).outputs for g in (graph, after))
+    products = sum(n.op.opcode in PRODUCTS for n in graph.nodes)
+    for key, value in expected.items():
+        assert found[key].dtype == np.float32
+        error = np.linalg.norm(found[key].astype(np.float64) - value) / np.linalg.norm(value)
+        assert error <= 2 * np.sqrt(products) * STEP[dtype], key
+
+
+@pytest.mark.parametrize("dtype", STEP)
+@pytest.mark.parametrize("name", sorted(NETS.keys() - LARGE))
+def test_inference_after_a_cast_is_near(name: str, dtype: DType) -> None:
+    assert_inference_is_near(name, dtype)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", STEP)
+@pytest.mark.parametrize("name", sorted(LARGE - INFINITE - BEYOND_HALF))
+def test_inference_of_large_networks_after_a_cast_is_near(name: str, dtype: DType) -> None:
+    assert_inference_is_near(name, dtype)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(BEYOND_HALF))
+def test_bfloat16_holds_what_float16_cannot(name: str) -> None:
+    assert_inference_is_near(name, DType.BF16)
+    graph = specialise(network(NETS[name]), training=False)
+    with np.errstate(all="ignore"):
+        run = interpret(HALF.apply(graph), random_feeds(graph), Store.initialised(graph.states, 0))
+    assert not np.isfinite(run.outputs["logits"]).all()
 
 
 # -- training --------------------------------------------------------------------------------------

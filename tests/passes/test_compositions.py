@@ -19,7 +19,7 @@ from branchgraph.ir.graph import Graph
 from branchgraph.ir.hash import structural_hash
 from branchgraph.ir.interpret import interpret
 from branchgraph.ir.optimisers import Adam, MomentumSGD
-from branchgraph.ir.state import Role, Store
+from branchgraph.ir.state import Role, State, Store
 from branchgraph.ir.types import DType
 from branchgraph.nets import network
 from branchgraph.passes.base import Pass
@@ -38,6 +38,7 @@ CROSS = "cross:depth=14,size=8"
 RESNET = "resnet:depth=14,size=8"
 DENSE = "densenet_bc:depth=10,growth=4,size=8"
 LENET = "lenet:size=8,kernel=3"
+CONNECT = "branch_connect:size=8,branches=3,stem=4,widths=6"
 
 #: `specialise`, which keeps exits for later.
 S = "specialise"
@@ -49,6 +50,10 @@ POOL = "insert_exits:after=layer2/0/relu,head=pool"
 RESIDUAL = "insert_exits:after=layer2/0/relu,head=resnet"
 HALF = "insert_exits:at=0.5,head=conv"
 STEM = "insert_exits:at=0.5,head=pool"
+SHARE = "share_weights:branches=3,shared=0.5"
+MEAN = "share_weights:branches=3,shared=0.5,merge=mean"
+MASKS = "share_weights:layout=masks,branches=3,merge=sum"
+MAPS = "prune_channels:bias_maps=true"
 
 #: Network, and two orders that give one network.
 SAME = [
@@ -56,10 +61,19 @@ SAME = [
     (PARADISE, [POOL, S, "fuse_branches"], [S, "fuse_branches", POOL]),
     (PARADISE, [POOL, S, "fuse_branches"], [S, POOL, "fuse_branches"]),
     (PARADISE, [RESIDUAL, S, "fuse_branches"], [S, "fuse_branches", RESIDUAL, S, "fuse_branches"]),
+    (PARADISE, [HALF, S, "fuse_branches"], [S, HALF, "fuse_branches"]),
+    (PARADISE, [POOL, S, "fuse_branches:rules=R1+R3"], [S, "fuse_branches:rules=R1+R3", POOL]),
+    (DIVERSE, [POOL, S, "fuse_branches"], [S, "fuse_branches", POOL]),
+    (DIVERSE, [HALF, S, "fuse_branches"], [S, HALF, "fuse_branches"]),
     (RESNET, [HALF, S, FOLD], [S, FOLD, HALF]),
+    # Siblings are those of the network, if no exit stands between them.
+    (PARADISE, [POOL, S, "fuse_branches", "fuse_siblings"],
+               [S, "fuse_branches", "fuse_siblings", POOL]),
+    (CROSS, [STEM, S, FOLD, "fuse_siblings"], [S, FOLD, STEM, "fuse_siblings"]),
     # What is put in and taken out leaves no trace.
     (RESNET, [HALF, "remove_exits"], []),
     (RESNET, [S, "fuse_branches", HALF, "remove_exits"], [S, "fuse_branches"]),
+    (PARADISE, [POOL, S, "fuse_branches", "remove_exits"], [S, "fuse_branches"]),
     # R1 is folding.
     (PARADISE, [S, FOLD, "fuse_branches"], [S, "fuse_branches"]),
     (DIVERSE, [S, FOLD, "fuse_branches"], [S, "fuse_branches"]),
@@ -68,12 +82,27 @@ SAME = [
     (DENSE, ["share_weights", BRANCH2, S, "fuse_branches"],
             ["share_weights", S, "fuse_branches", BRANCH2]),
     (DENSE, ["share_weights", BRANCH1, STEM, S, FOLD], ["share_weights", S, FOLD, BRANCH1, STEM]),
+    # All branches of an ensemble, merged or not.
+    (LENET, [MEAN, S, "fuse_branches"], [S, MEAN, "fuse_branches"]),
+    (RESNET, [SHARE, S, "fuse_branches"], [S, SHARE, "fuse_branches"]),
+    (RESNET, [MASKS, S, "fuse_branches"], [S, MASKS, "fuse_branches"]),
+    (RESNET, [S, "share_weights", "fuse_branches", BRANCH1],
+             ["share_weights", BRANCH1, S, "fuse_branches"]),
     # Gates are fixed, and what is closed goes, at any time.
     (MASKED, ["harden_gates", "prune_gates", S, FOLD], ["harden_gates", S, FOLD, "prune_gates"]),
     (MASKED, ["harden_gates", S, "prune_gates"], [S, "harden_gates", "prune_gates"]),
     (MASKED, ["harden_gates", S, "prune_gates", "prune_channels"],
              ["harden_gates", S, "prune_channels"]),
     (MASKED, [STEM, "harden_gates", "prune_gates"], ["harden_gates", "prune_gates", STEM]),
+    # What is left of a pruned network is fused side by side.
+    (MASKED, ["harden_gates", "prune_gates", S, FOLD, "fuse_siblings"],
+             ["harden_gates", S, "prune_gates", FOLD, "fuse_siblings"]),
+    (MASKED, ["harden_gates", S, "prune_channels", FOLD, "fuse_siblings"],
+             ["harden_gates", S, FOLD, "prune_channels", "fuse_siblings"]),
+    (MASKED, ["harden_gates", S, FOLD, "prune_gates", "fuse_siblings"],
+             ["harden_gates", S, FOLD, "prune_channels", "fuse_siblings"]),
+    (MASKED, ["harden_gates", S, FOLD, "prune_gates", MAPS, "fuse_siblings"],
+             ["harden_gates", S, FOLD, MAPS, "fuse_siblings"]),
     # Averages do not see norms.
     (RESNET, ["merge_and_run", "fuse_means", S, FOLD], ["merge_and_run", S, FOLD, "fuse_means"]),
     # Channels are repeated before or after.
@@ -92,6 +121,17 @@ ALIKE = [
              ["harden_gates", S, FOLD, "fuse_siblings", "prune_gates"]),
     (MASKED, ["harden_gates", S, FOLD, "prune_channels", "fuse_siblings"],
              ["harden_gates", S, FOLD, "fuse_siblings", "prune_channels"]),
+    (MASKED, ["harden_gates", S, "prune_gates", "fuse_siblings"],
+             ["harden_gates", S, "fuse_siblings", "prune_gates"]),
+    (MASKED, ["harden_gates", S, FOLD, MAPS, "fuse_siblings"],
+             ["harden_gates", S, FOLD, "fuse_siblings", MAPS]),
+    (MASKED, ["harden_gates", "prune_gates", S, "fuse_branches", "fuse_siblings"],
+             ["harden_gates", "prune_gates", S, "fuse_siblings", "fuse_branches"]),
+    (CONNECT, ["harden_gates", "prune_gates", S, FOLD, "fuse_siblings"],
+              ["harden_gates", S, FOLD, "fuse_siblings", "prune_gates"]),
+    # A norm behind layers side by side is not folded into them.
+    (RESNET, [SHARE, S, "fuse_branches", "fuse_siblings"],
+             [SHARE, S, "fuse_siblings", "fuse_branches"]),
     (PARADISE, [S, "fuse_branches", "fuse_siblings"], [S, "fuse_siblings", "fuse_branches"]),
     (CROSS, [S, FOLD, "fuse_siblings"], [S, "fuse_siblings", FOLD]),
     (CROSS, [S, FOLD, WIDEN, "fuse_siblings"], [S, FOLD, "fuse_siblings", WIDEN]),
@@ -105,7 +145,9 @@ REFUSED = [
     (RESNET, ["specialise:training=true", FOLD], "its statistics are not fixed"),
     (PARADISE, ["fuse_branches"], "its statistics are not fixed"),
     (RESNET, ["specialise:training=true", "share_weights"], "share weights before specialising"),
+    (RESNET, [S, "fuse_branches", "share_weights"], "share weights before the pass that wrote it"),
     (RESNET, [HALF, "share_weights"], "remove_exits first"),
+    (PARADISE, ["share_weights"], "groups would be cut"),
     (DENSE, ["share_weights", STEM], "needs one output"),
     (DENSE, ["share_weights", "share_weights"], "branched already"),
     (DENSE, [BRANCH1], "there are no branches"),
@@ -136,14 +178,19 @@ def outputs(graph: Graph, store: Store) -> dict[str, np.ndarray]:
     return interpret(plain, random_feeds(plain), store, DType.F64).outputs
 
 
-def random_values(first: Graph, second: Graph) -> Store:
-    """Values for both; what each of them added has those of its namesake in the other."""
-    store = random_store({*first.states, *second.states}, [*first.states, *second.states])
+def random_values(first: Graph, second: Graph, drawn: Sequence[State] | None = None) -> Store:
+    """Values for both; what each of them added has those of its namesake in the other.
+
+    States that are not `drawn` have their initial values.
+    """
+    every = [*first.states, *second.states]
+    store = random_store(set(every), every if drawn is None else list(drawn))
     named = {s.name: s for s in first.states}
     assert len(named) == len(first.states)
     for state in second.states:
-        if state not in first.states and state.name in named:
-            store[state] = store[named[state.name]]
+        twin = named.get(state.name)
+        if state not in first.states and twin is not None and twin.shape == state.shape:
+            store[state] = store[twin]
     return store
 
 
@@ -169,7 +216,7 @@ def test_two_orders_compute_one_function(spec: str, one: list[str], other: list[
     first, second = composed(graph, one), composed(graph, other)
     assert structural_hash(materialise(first)[0]) != structural_hash(materialise(second)[0])
     # What the passes added has its initial values: `deepen` claims what it does of these.
-    store = random_store({*first.states, *second.states}, graph.states)
+    store = random_values(first, second, graph.states)
     assert_equal(outputs(first, store), outputs(second, store))
 
 

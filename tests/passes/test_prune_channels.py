@@ -25,10 +25,10 @@ from branchgraph.ir.builder import (
 from branchgraph.ir.cost import deployed_cost
 from branchgraph.ir.graph import Graph, Value
 from branchgraph.ir.interpret import interpret
-from branchgraph.ir.state import Role, State
+from branchgraph.ir.state import Role, State, Store
 from branchgraph.ir.text import format_graph
 from branchgraph.ir.types import DType
-from branchgraph.passes.base import Report
+from branchgraph.passes.base import Pass, Report
 from branchgraph.passes.checking import check_claim
 from branchgraph.passes.constant_arrays import write
 from branchgraph.passes.materialise import carry_slots, evaluate_origin, materialise
@@ -37,18 +37,19 @@ from branchgraph.passes.prune_gates import PruneGates
 from branchgraph.passes.specialise import specialise
 
 
-def prune(graph: Graph) -> tuple[Graph, Report]:
+def prune(graph: Graph, bias_maps: bool = False) -> tuple[Graph, Report]:
     """The graph in inference form without idle channels, its claim checked, and the report."""
-    inference = specialise(graph, training=False)
-    result = PruneChannels().run(inference, record=True)
+    inference, step = specialise(graph, training=False), PruneChannels(bias_maps)
+    result = step.run(inference, record=True)
     check_claim(inference, result.graph, "exact", report=result.report)
-    assert not PruneChannels().run(result.graph).report.matches
+    assert not step.run(result.graph).report.matches
     return result.graph, result.report
 
 
 def layers(graph: Graph) -> dict[str, tuple[int, int]]:
     """Filters and channels read of every layer, by name."""
-    weights = {n.name: n.inputs[1].shape for n in graph.nodes if n.op.opcode in ("conv", "dense")}
+    nodes = materialise(graph)[0].nodes
+    weights = {n.name: n.inputs[1].shape for n in nodes if n.op.opcode in ("conv", "dense")}
     return {name: (int(str(s[0])), int(str(s[1]))) for name, s in weights.items()}
 
 
@@ -133,7 +134,141 @@ def test_constant_channels_go_into_the_bias_where_nothing_is_padded(  # type: ig
 def test_constant_channels_stay_where_a_border_would_differ(silent) -> None:  # type: ignore[no-untyped-def]
     pruned, report = prune(beside(silent, 3, 1))
     assert layers(pruned)["mixer"] == (4, 5)
-    assert ("mixer", "constant channels stay: its padding is 0, not constant") in report.refusals
+    reason = (
+        "constant channels stay: its padding is 0, not constant; bias_maps=true repairs it with a "
+        "bias for each position"
+    )
+    assert ("mixer", reason) in report.refusals
+
+
+# -- bias maps -------------------------------------------------------------------------------------
+
+
+def framed(rows: int | str = "N", size: int | str = 4) -> Graph:
+    """Two channels and one of the number 2, read by a 3x3 convolution with a border of zeros."""
+    graph = Graph("framed")
+    z, x = graph.input("z", (rows, 2, 4, size)), graph.input("x", (rows, 1, 4, size))
+    number = closed(x) + 2.0
+    graph.output("y", conv(concat(z, number), 1, 3, pad=1, bias=False, name="conv"))
+    return graph
+
+
+AFTER_FRAMED = """\
+graph framed {
+  state conv.weight : f32[1, 3, 3, 3] param init=lecun_normal(fan_in=27, scale=1.0)
+  input z : f32[N, 2, 4, 4]
+  input x : f32[N, 1, 4, 4]
+  %0 = full() {value=0.0, shape=[2], dtype=f32} : f32[2]
+  %1 = full() {value=0.0, shape=[1], dtype=f32} : f32[1]
+  %2 = full() {value=2.0, shape=[], dtype=f32} : f32[]
+  %3 = add(%1, %2) : f32[1]
+  %4 = concat(%0, %3) {axis=0} : f32[3]
+  %5 = slice(conv.weight) {axis=1, start=2, size=1, step=1} : f32[1, 1, 3, 3]
+  %6 = slice(%4) {axis=0, start=2, size=1, step=1} : f32[1]
+  %7 = slice(conv.weight) {axis=1, start=0, size=2, step=1} : f32[1, 2, 3, 3]
+  %8 = conv(z, %7) {stride=[1, 1], pad=[1, 1, 1, 1], dilation=[1, 1], groups=1} : f32[N, 1, 4, 4]  # conv
+  %9 = reshape(%6) {shape=[1, 1, 1, 1]} : f32[1, 1, 1, 1]
+  %10 = broadcast_to(%9) {shape=[1, 1, 4, 4]} : f32[1, 1, 4, 4]
+  %11 = conv(%10, %5) {stride=[1, 1], pad=[1, 1, 1, 1], dilation=[1, 1], groups=1} : f32[1, 1, 4, 4]  # conv.bias_map
+  %12 = add(%8, %11) : f32[N, 1, 4, 4]  # conv.biased
+  output y = %12
+}
+"""  # noqa: E501
+
+
+def test_the_rewrite_with_a_bias_map_as_text() -> None:
+    assert format_graph(prune(framed(), bias_maps=True)[0]) == AFTER_FRAMED
+
+
+def test_a_bias_map_holds_what_the_windows_see_of_a_constant() -> None:
+    """Ones over the constant 2: 4 taps at corners, 6 at edges, 9 inside."""
+    pruned, report = prune(framed(), bias_maps=True)
+    leaves, origin = materialise(pruned)
+    store = Store.initialised(pruned.states)
+    (weight,) = pruned.states
+    store[weight] = np.ones(weight.shape)
+    evaluate_origin(origin, store)
+    (bias,) = (s for s in leaves.states if s.shape == (1, 1, 4, 4))
+    expected = [[8, 12, 12, 8], [12, 18, 18, 12], [12, 18, 18, 12], [8, 12, 12, 8]]
+    np.testing.assert_array_equal(store[bias][0, 0], expected)
+    assert "1 bias map" in report.notes[0]
+    assert report.macs == (4 * 4 * 27, 4 * 4 * 18)
+
+
+@pytest.mark.parametrize("silent", [half, normed])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(
+    "geometry",
+    [
+        {"pad": 1},
+        {"pad": (2, 0, 1, 1)},
+        {"pad": 2, "dilation": 2},
+        {"pad": 1, "stride": 2},
+        {"pad": (0, 0, 1, 0), "stride": (1, 2)},
+    ],
+    ids=["same", "uneven", "dilated", "strided", "one end"],
+)
+def test_bias_maps_hold_constants_under_every_geometry(  # type: ignore[no-untyped-def]
+    silent, bias: bool, geometry: dict
+) -> None:
+    graph = Graph("beside")
+    x = image_input(graph)
+    both = concat(conv(x, 3, 1, name="loud"), silent(conv(x, 2, 1, name="silent")))
+    graph.output("y", relu(conv(both, 4, 3, bias=bias, name="mixer", **geometry)))
+    pruned, report = prune(graph, bias_maps=True)
+    assert layers(pruned) == {"loud": (3, 3), "mixer": (4, 3)}
+    assert ops(pruned) == ["conv", "conv", "add", "relu"]
+    assert report.macs[1] < report.macs[0]
+
+
+def test_without_padding_there_is_no_bias_map() -> None:
+    pruned, report = prune(beside(half, 3, 0), bias_maps=True)
+    assert ops(pruned) == ["conv", "conv"]
+    assert "bias map" not in report.notes[0]
+
+
+def test_a_bias_map_beside_one_row_is_an_operand_like_any_other() -> None:
+    assert ops(prune(framed(rows=1), bias_maps=True)[0]) == ["conv", "add"]
+
+
+def test_a_bias_map_needs_the_size() -> None:
+    for bias_maps in (False, True):
+        report = PruneChannels(bias_maps).run(framed(3, "W")).report
+        reason = (
+            "constant channels stay: its padding is 0, and the size is not known for a bias map; "
+            "bind it"
+        )
+        assert report.refusals == [("conv", reason)]
+
+
+def test_what_stands_behind_a_bias_map_is_slimmed_with_it() -> None:
+    """Filters behind the map are found idle when the next layer is; gates go into layer and map."""
+    graph = Graph("behind")
+    x = image_input(graph)
+    both = concat(conv(x, 3, 1, name="loud"), half(conv(x, 2, 1)))
+    h = gate(relu(conv(both, 6, 3, pad=1, name="mixer")), fixed(graph, 0, 0.5, 0, 2, 1, 0))
+    graph.output("y", conv(h, 2, 1, name="read"))
+    pruned, report = prune(graph, bias_maps=True)
+    assert layers(pruned) == {"loud": (3, 3), "mixer": (3, 3), "read": (2, 3)}
+    assert ops(pruned) == ["conv", "conv", "add", "relu", "conv"]
+    assert "1 constant gate" in report.notes[0]
+
+
+def test_a_map_that_is_there_already_is_cut_with_the_filters() -> None:
+    graph = Graph("map")
+    h = conv(image_input(graph), 6, 3, pad=1, name="made")
+    bias = graph.read(State("bias_map", (1, 6, 6, 6)))
+    h = gate(bias + h, fixed(graph, *MIXED))
+    graph.output("y", conv(relu(h), 4, 1, name="read"))
+    pruned, report = prune(graph)
+    assert layers(pruned) == {"made": (3, 3), "read": (4, 3)}
+    assert report.parameters[1] == (3 * 27 + 3) + 3 * 36 + (4 * 3 + 4)
+
+
+def test_the_specification_string() -> None:
+    step = Pass.from_spec("prune_channels:bias_maps=true")
+    assert step == PruneChannels(bias_maps=True)
+    assert PruneChannels().name == "prune_channels:bias_maps=false"
 
 
 def test_readers_that_need_all_channels_keep_them() -> None:
@@ -287,6 +422,14 @@ def test_old_parameters_and_slots_follow_their_slices() -> None:
     ]
     np.testing.assert_allclose(results[1], results[0], **EXACT)
     assert sum(int(np.prod(s.shape)) for s in leaves.states) == deployed_cost(pruned).parameters
+
+
+@settings(max_examples=40, deadline=None)
+@given(gated_graphs())
+def test_random_gated_graphs_stay_the_same_function_with_bias_maps(graph: Graph) -> None:
+    _, report = prune(graph, bias_maps=True)
+    assert not any("bias_maps=true" in why for _, why in report.refusals)
+    assert report.macs[1] <= prune(graph)[1].macs[1] <= report.macs[0]
 
 
 @settings(max_examples=40, deadline=None)
