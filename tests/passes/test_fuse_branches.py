@@ -9,7 +9,7 @@ from functools import partial
 
 import numpy as np
 import pytest
-from builders import image_input, random_graphs, randomised
+from builders import EXACT, image_input, random_graphs, randomised
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -28,17 +28,27 @@ from branchgraph.ir.builder import (
     relu,
     reshape,
     sigmoid,
+    softmax,
     weighted_sum,
 )
 from branchgraph.ir.cost import cost, parameter_count
 from branchgraph.ir.errors import FormatError, ShapeError
-from branchgraph.ir.functions import pad, scale_channels
+from branchgraph.ir.functions import (
+    broadcast_to,
+    mixed_conv,
+    pad,
+    reduce_mean,
+    sample_conv,
+    scale_channels,
+)
+from branchgraph.ir.gradient import differentiate
 from branchgraph.ir.graph import Graph, Value
 from branchgraph.ir.interpret import interpret
 from branchgraph.ir.ops.constant import Full
 from branchgraph.ir.ops.elementwise import cast
-from branchgraph.ir.ops.reshape import Slice
-from branchgraph.ir.state import Role, State
+from branchgraph.ir.ops.linear import MatMul
+from branchgraph.ir.ops.reshape import Slice, Split
+from branchgraph.ir.state import Role, State, Store
 from branchgraph.ir.types import DType
 from branchgraph.nets.paradise import ac_resnet, imagenet_resnet, pd_a_resnet, pd_b_resnet
 from branchgraph.nets.reparameterised import acnet, dbb, dbb_resnet, repvgg, repvgg_unit
@@ -94,6 +104,45 @@ def halves(x: Value) -> list[Value]:
     return [x.graph.emit(Slice(axis=3, start=0, size=4, step=2), rows)]
 
 
+def cut(x: Value, start: int, size: int, step: int = 1, axis: int = 1) -> Value:
+    return x.graph.emit(Slice(axis=axis, start=start, size=size, step=step), x)
+
+
+def shifted(x: Value, down: int, axis: int = 2) -> Value:
+    """x moved by some rows or columns, zeros where it came from."""
+    begin = [0] * 4
+    begin[axis] = down
+    return cut(pad(x, begin, (0,) * 4), 0, 7, axis=axis)
+
+
+def for_all(x: Value, scores: Value) -> list[Value]:
+    """Weights of branches [N, 1, 1, 1], written for each sample, but the same for all."""
+    ways = scores.shape[0]
+    gates = softmax(broadcast_to(scores, (x.shape[0], ways)))
+    return [cut(_columns(gates), k, 1) for k in range(int(str(ways)))]
+
+
+def closed(x: Value, weight: Value) -> list[Value]:
+    """PD-B's gate, the weight of its last layer given."""
+    gates = softmax(dense(relu(dense(global_average_pool(x), 3)), 2, weight=weight))
+    return [cut(_columns(gates), k, 1) for k in range(2)]
+
+
+def pair(x: Value) -> list[Value]:
+    return [conv(x, 4, 3, pad=1, name=f"conv{k}") for k in range(2)]
+
+
+def mixed(x: Value, gates: Value, filters: int = 4) -> Value:
+    """A sum of kernels for each sample, as CondConv declares it."""
+    count = gates.shape[1]
+    weights = learned(x, (int(str(count)), filters, 4, 3, 3), "kernels")
+    return mixed_conv(x, weights, gates, learned(x, (int(str(count)), filters), "biases"), pad=1)
+
+
+def constant(x: Value, value: float, shape: tuple[object, ...]) -> Value:
+    return x.graph.emit(Full(value=value, shape=shape))  # type: ignore[arg-type]
+
+
 def twice_normed(x: Value) -> Value:
     return batch_norm(merge_sum(normed(x, pad=1), normed(x, kernel=1)))
 
@@ -142,6 +191,10 @@ ONE_CONVOLUTION: dict[str, Layers] = {
         conv(x, 4, 3, pad=1), average_pool(x, 3, stride=1, pad=1)
     ),
     "R10 side by side": lambda x: concat(conv(x, 3, 3, pad=1), normed(x, 5, pad=1)),
+    "R10 dual: some channels": lambda x: cut(conv(x, 9, 3, pad=1), 2, 5),
+    "R10 dual: every third channel of groups": lambda x: cut(conv(x, 12, 3, groups=2), 1, 4, 3),
+    "R10 dual: channels of one group": lambda x: cut(conv(x, 12, 3, groups=2), 6, 3),
+    "R10 dual: before a norm": lambda x: batch_norm(cut(conv(x, 9, 3, pad=1), 1, 4, 2)),
     "R12 dilations with a common divisor": lambda x: merge_sum(
         conv(x, 4, 3, dilation=4, pad=4), conv(x, 4, 5, dilation=2, pad=4)
     ),
@@ -151,6 +204,22 @@ ONE_CONVOLUTION: dict[str, Layers] = {
     "R13 fixed gates": lambda x: merge_sum(
         gate(conv(x, 4, 3, pad=1), learned(x, (), "open")), conv(x, 4, 3, pad=1)
     ),
+    "R13 gates that are the same for all samples": lambda x: weighted_sum(
+        pair(x), for_all(x, learned(x, (2,), "scores"))
+    ),
+    "R13 ones for all samples": lambda x: gate(
+        conv(x, 4, 3), constant(x, 1.0, (x.shape[0], 4, 1, 1))
+    ),
+    "R13 divided by the same for all samples": lambda x: conv(x, 4, 3)
+    / constant(x, 3.0, (x.shape[0], 1, 1, 1)),
+    "R13 a gate that is deaf": lambda x: weighted_sum(pair(x), closed(x, constant(x, 0.0, (2, 3)))),
+    "R13 kernels that are the same for all samples": lambda x: batch_norm(
+        mixed(x, softmax(broadcast_to(learned(x, (3,), "scores"), (x.shape[0], 3))))
+    ),
+    "R15 shifts": lambda x: merge_sum(
+        conv(x, 4, 3, pad=1), shifted(x, 1), shifted(shifted(x, 1, axis=3), 1)
+    ),
+    "R15 the inside": lambda x: merge_sum(conv(x, 4, 3), cut(cut(x, 1, 5, axis=2), 2, 5, axis=3)),
     "R15 a fixed filter": lambda x: conv(
         conv(x, 4, 3, groups=4, bias=False, weight=_fixed_filter(x)), 1, 1
     ),
@@ -191,6 +260,7 @@ GROWING: dict[str, Layers] = {
     "R10 of several kernels": lambda x: concat(
         conv(x, 3, 3, pad=1), conv(x, 2, 1, bias=False), conv(x, 4, 5, pad=2, groups=2)
     ),
+    "R10 dual: some depthwise channels": lambda x: cut(conv(x, 4, 3, groups=4), 1, 2),
     "R12 dilated and plain": lambda x: merge_sum(
         conv(x, 4, 3, pad=1), conv(x, 4, 3, dilation=2, pad=2)
     ),
@@ -266,6 +336,167 @@ def test_gates_by_sample_mix_kernels_and_ungated_branches_count_as_they_are() ->
     assert "conv" not in opcodes(graph)
 
 
+def sample_gates(x: Value, ways: int, normal: bool = True) -> list[Value]:
+    gates = dense(global_average_pool(x), ways, name="gates")
+    columns = _columns(softmax(gates) if normal else sigmoid(gates))
+    return [cut(columns, k, 1) for k in range(ways)]
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1)])
+def test_gates_that_sum_to_one_save_a_product(order: tuple[int, ...]) -> None:
+    def layers(x: Value, normal: bool) -> Value:
+        gates = sample_gates(x, 3, normal)
+        kernels = [conv(x, 4, 3, pad=1), conv(x, 4, 1), conv(x, 4, 3, pad=1, bias=False)]
+        return weighted_sum(kernels, [gates[k] for k in order])
+
+    (graph, report), (other, plain) = (fused(partial(layers, normal=n)) for n in (True, False))
+    # One product an element of a kernel and of a bias.
+    assert plain.macs[1] - report.macs[1] == 4 * 4 * 9 + 4
+    assert [n.inputs[0].shape[1] for n in graph.nodes if n.op.opcode == "matmul"] == [2, 2]
+    assert [n.inputs[0].shape[1] for n in other.nodes if n.op.opcode == "matmul"] == [3, 3]
+
+
+@pytest.mark.parametrize("used", [(0, 1), (0, 1, 1), (0, 1, None)])
+def test_gates_that_need_not_sum_to_one_are_all_multiplied(used: tuple[int | None, ...]) -> None:
+    """Some of a softmax, one of it twice, and a branch without gate."""
+
+    def layers(x: Value) -> Value:
+        gates = sample_gates(x, 3)
+        kernels = [conv(x, 4, 3, pad=1) for _ in used]
+        return merge_sum(*(h if k is None else h * gates[k] for h, k in zip(kernels, used)))
+
+    graph, _ = fused(layers)
+    assert {n.inputs[0].shape[1] for n in graph.nodes if n.op.opcode == "matmul"} == {len(used)}
+
+
+def test_all_forms_of_a_gated_block_are_equal() -> None:
+    """Convolutions and their weighted sum, kernels mixed for each sample, these in groups of one
+    convolution, and kernels mixed around the last one, for several samples of odd sizes."""
+    rng = np.random.default_rng(3)
+    samples, kernels = 3, rng.normal(size=(4, 6, 4, 3, 3))
+    x, scores = rng.normal(size=(samples, 4, 7, 9)), rng.normal(size=(samples, 4))
+    feeds = {"x": x, "scores": scores}
+
+    def result(build: Callable[[Value, list[Value], Value], Value]) -> np.ndarray:
+        graph = Graph("form")
+        value = graph.input("x", x.shape, DType.F64)
+        gates = softmax(graph.input("scores", scores.shape, DType.F64))
+        states = [State(f"k{i}", k.shape, DType.F64) for i, k in enumerate(kernels)]
+        graph.output("y", build(value, [graph.read(s) for s in states], gates))
+        store = Store(dict(zip(states, kernels)))
+        formed = FuseBranches().apply(graph) if build is summed else graph
+        return interpret(formed, feeds, store, DType.F64).outputs["y"]
+
+    def summed(x: Value, weights: list[Value], gates: Value) -> Value:
+        layers = [conv(x, 6, 3, pad=1, weight=w, bias=False) for w in weights]
+        return weighted_sum(layers, [cut(_columns(gates), k, 1) for k in range(4)])
+
+    def by_sample(x: Value, weights: list[Value], gates: Value) -> Value:
+        return mixed_conv(x, concat(*(_rows(w) for w in weights), axis=0), gates, pad=1)
+
+    def in_groups(x: Value, weights: list[Value], gates: Value) -> Value:
+        flat = concat(*(reshape(w, (1, 6 * 4 * 9)) for w in weights), axis=0)
+        kernels = reshape(x.graph.emit(MatMul(), gates, flat), (samples * 6, 4, 3, 3))
+        wide = reshape(x, (1, samples * 4, 7, 9))
+        y = conv(wide, samples * 6, 3, pad=1, groups=samples, weight=kernels, bias=False)
+        return reshape(y, (samples, 6, 7, 9))
+
+    truth = result(lambda *args: summed(*args))
+    for form in (by_sample, in_groups, summed):
+        np.testing.assert_allclose(result(form), truth, **EXACT)
+
+
+def _rows(x: Value) -> Value:
+    return reshape(x, (1, *x.shape))
+
+
+@pytest.mark.parametrize("normal", [True, False])
+def test_a_norm_behind_a_mixture_is_folded_into_what_is_mixed(normal: bool) -> None:
+    def layers(x: Value) -> Value:
+        summed = weighted_sum(pair(x), sample_gates(x, 2, normal), name="sum")
+        return batch_norm(summed) * learned(x, (4, 1, 1)) + 1.0
+
+    graph, report = fused(layers, size=9)
+    assert Counter(opcodes(graph))["sample_conv"] == 1
+    assert not {"conv", "batch_norm_inference", "multiply"} & set(opcodes(graph))
+    assert "R1+R13, exact" in " ".join(report.matches)
+
+
+def test_a_norm_behind_excited_kernels_is_folded_too() -> None:
+    def layers(x: Value) -> Value:
+        gates = sigmoid(dense(global_average_pool(x), 4))
+        return batch_norm(scale_channels(conv(x, 4, 3, pad=1, bias=False), gates))
+
+    graph, _ = fused(layers, grow=True)
+    assert Counter(opcodes(graph))["sample_conv"] == 1
+    assert "batch_norm_inference" not in opcodes(graph)
+
+
+def test_a_norm_behind_kernels_that_are_computed_stays() -> None:
+    def layers(x: Value) -> Value:
+        kernels = dense(global_average_pool(x), 4 * 4 * 9)
+        y = sample_conv(x, reshape(kernels, (x.shape[0], 4, 4, 3, 3)), pad=1)
+        return batch_norm(y, name="norm")
+
+    _, report = fused(layers)
+    reason = "R1: the kernels of sample_conv are no mixtures of fixed ones"
+    assert report.refusals == [("norm", reason)]
+
+
+def test_gates_that_differ_between_samples_stay_gates() -> None:
+    """Numbers that are learned for each of two samples, and a gate whose last layer is not 0."""
+    graph = Graph("given")
+    x = graph.input("x", (2, 4, 7, 7))
+    graph.output("y", conv(x, 4, 3, pad=1) * learned(x, (2, 4, 1, 1)))
+    assert not FuseBranches().run(graph).report.matches
+    graph, _ = fused(lambda x: weighted_sum(pair(x), closed(x, learned(x, (2, 3)))))
+    assert Counter(opcodes(graph))["sample_conv"] == 1
+
+
+def test_what_nobody_reads_of_a_split_layer_goes() -> None:
+    def layers(x: Value) -> Value:
+        h = conv(x, 9, 3, pad=1, groups=1, name="wide")
+        first, _, last = x.graph.apply(Split(axis=1, sizes=(2, 3, 4)), h)
+        return concat(relu(first), sigmoid(last))
+
+    graph, _ = fused(layers)
+    assert opcodes(graph) == ["conv", "split", "relu", "sigmoid", "concat"]
+    assert graph.nodes[0].output.shape[1] == 6
+
+
+def test_a_split_that_is_read_whole_stays() -> None:
+    def layers(x: Value) -> Value:
+        first, last = x.graph.apply(Split(axis=1, sizes=(3, 3)), conv(x, 6, 3))
+        return merge_sum(relu(first), last)
+
+    assert not fused(layers)[1].matches
+
+
+def test_scales_in_place_of_norms_are_fused_while_they_are_trained() -> None:
+    """Rule R16: one convolution a step, and the gradients of all branches."""
+
+    def layers(x: Value) -> Value:
+        scaled = [
+            conv(x, 4, k, pad=k // 2, name=f"conv{k}") * learned(x, (4, 1, 1), f"scale{k}")
+            for k in (1, 3)
+        ]
+        return batch_norm(merge_sum(*scaled), name="norm")
+
+    graph = specialise(declared(layers), training=True)
+    graph.output("loss", reduce_mean(relu(graph.outputs["y"]), (0, 1, 2, 3)))
+    result = FuseBranches(rules=("R3", "R16")).run(graph)
+    assert len(result.report.matches) == 3
+    store = randomised(graph)
+    x = np.random.default_rng(0).normal(size=(3, 4, 7, 7))
+    before, after = (
+        interpret(differentiate(g), {"x": x}, store, DType.F64) for g in (graph, result.graph)
+    )
+    assert before.gradients.keys() == after.gradients.keys()
+    assert len(after.gradients) == 8
+    for state, gradient in before.gradients.items():
+        np.testing.assert_allclose(after.gradients[state], gradient, **EXACT)
+
+
 def test_a_gated_sum_of_dense_layers_stays() -> None:
     def layers(x: Value) -> Value:
         means = global_average_pool(x)
@@ -298,6 +529,11 @@ def shared_branch(x: Value) -> Value:
     return concat(both(h, conv(x, 4, 3, pad=1)), relu(h))
 
 
+def shared_channels(x: Value) -> Value:
+    h = conv(x, 4, 3, pad=1)
+    return concat(relu(cut(h, 0, 2)), relu(h))
+
+
 def through_half(x: Value) -> Value:
     return cast(cast(conv(x, 4, 3, pad=1), DType.F64), DType.F32)
 
@@ -316,6 +552,12 @@ REFUSALS: dict[str, tuple[Layers, str]] = {
     "a nonlinearity in between": (
         lambda x: both(conv(x, 4, 3, pad=1), relu(conv(x, 4, 3, pad=1), name="relu")),
         "R3: relu stands between the layers and their sum; it is not linear",
+    ),
+    "channels of a value that is read elsewhere": (
+        shared_channels, "R10: conv is read elsewhere too"
+    ),
+    "channels of groups": (
+        lambda x: cut(conv(x, 4, 3, groups=4), 1, 2), "R10: it would raise MACs"
     ),
     "a nonlinearity before a norm": (
         lambda x: batch_norm(relu(conv(x, 4, 3))),
@@ -397,6 +639,46 @@ def test_a_bias_map_needs_a_known_size() -> None:
     assert "the size is not known for a bias map; bind it" in report.refusals[0][1]
 
 
+@pytest.mark.parametrize("zero", [False, True])
+def test_a_value_for_each_channel_is_padded_where_no_scale_is_zero(zero: bool) -> None:
+    """Exact for every size, and known to be so for the states that are given."""
+    graph = Graph("open")
+    x = graph.input("x", ("N", 4, "H", "W"))
+    graph.output("y", conv(batch_norm(x, name="norm"), 6, 3, pad=(1, 0, 2, 1)))
+    graph = specialise(graph, training=False)
+    store = randomised(graph)
+    if zero:
+        (gamma,) = (s for s in graph.states if s.name == "norm.gamma")
+        store[gamma] = np.arange(4, dtype=np.float32)
+    step = FuseBranches(pad_values=True)
+    result = step.run(graph, record=True, values=store)
+    assert not step.run(result.graph, values=store).report.matches
+    if zero:
+        assert ("conv", "R2: a scale of norm is 0") in _shortened(result.report, 24)
+        assert not result.report.matches
+        return
+    check_claim(graph, result.graph, "exact", report=result.report)
+    assert opcodes(materialise(result.graph)[0]) == ["add", "conv"]
+    for sizes in ((1, 5, 7), (3, 8, 9)):
+        array = np.random.default_rng(0).normal(size=(sizes[0], 4, *sizes[1:]))
+        before, after = (
+            interpret(g, {"x": array}, store, DType.F64).outputs["y"] for g in (graph, result.graph)
+        )
+        np.testing.assert_allclose(after, before, **EXACT)
+
+
+def _shortened(report: Report, size: int) -> list[tuple[str, str]]:
+    return [(where, why[:size]) for where, why in report.refusals]
+
+
+def test_padding_by_channel_needs_the_values_of_the_states() -> None:
+    _, report = fused(REFUSALS["R2, padded"][0], pad_values=True)
+    assert not report.matches
+    assert any(
+        why.startswith("R2: pad_values=true divides by scales") for _, why in report.refusals
+    )
+
+
 @pytest.mark.parametrize("kind", ["R2, padded", "R6, padded"])
 def test_a_bias_map_repairs_padding(kind: str) -> None:
     graph, report = fused(REFUSALS[kind][0], bias_maps=True)
@@ -431,6 +713,7 @@ def test_the_specification_string() -> None:
     assert Pass.from_spec(step.name) == step
     assert FuseBranches().name.startswith("fuse_branches:rules=all,")
     assert FuseBranches(rules=("R16",)).enabled == {"R13", "R16"}
+    assert FuseBranches(rules=("R15",)).enabled == {"R3", "R6", "R15"}
     with pytest.raises(FormatError, match="rules are R1 to R16.*got R17"):
         FuseBranches(rules=("R1", "R17"))
 
@@ -595,9 +878,28 @@ def _random_sampling(draw: st.DrawFn, x: Value) -> Value:
     return x.graph.emit(Slice(axis=2, start=0, size=(size - 1) // 2 + 1, step=2), x)
 
 
+def _random_cut(draw: st.DrawFn, x: Value) -> Value:
+    """A part of a spatial axis, or two parts of the channels side by side."""
+    axis = draw(st.integers(1, 3))
+    if axis > 1:
+        return cut(x, draw(st.integers(0, 1)), int(str(x.shape[axis])) - 1, axis=axis)
+    if x.shape[1] != 4 or draw(st.booleans()):
+        return concat(cut(x, 0, 2), cut(conv(x, 4, 1), draw(st.integers(0, 1)), 2, 2))
+    first, _, last = x.graph.apply(Split(axis=1, sizes=(3, 0, 1)), x)
+    return concat(last, first)
+
+
+def _random_constant_gate(draw: st.DrawFn, x: Value) -> Value:
+    shape = (x.shape[0], draw(st.sampled_from([1, x.shape[1]])), 1, 1)
+    return draw(st.sampled_from([gate, lambda a, b: a * b, lambda a, b: a / b]))(
+        x, constant(x, 0.5, shape)
+    )
+
+
 _STEPS = (
     *(_random_conv,) * 4, _random_pool, _random_scale, _random_gate, _random_padding,
-    _random_sampling, lambda draw, x: batch_norm(x), lambda draw, x: relu(x),
+    _random_sampling, _random_cut, _random_constant_gate,
+    lambda draw, x: batch_norm(x), lambda draw, x: relu(x),
 )  # fmt: skip
 
 

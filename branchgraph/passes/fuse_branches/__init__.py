@@ -4,18 +4,23 @@ Rules R1 to R16 of general fusion (ParaDise; RepVGG, arXiv 2101.03697; ACNet, 19
 2103.13425), a module for each group:
 
     chains    R1 norm, R2, R6, R7, R8, R9, R13 scales, R14: one layer after another
+    shifts    R2 where a padding for each channel is asked for
     sums      R3 with R4, R5, R9, R12: a sum of layers on one input; R11: on several
-    concats   R10: layers side by side
+    concats   R10: layers side by side;  parts: its dual, channels taken out of a layer
     mixtures  R13: branches gated for each sample
-    compose, frame, layer, reading    the algebra they share
+    samples   R1 and R13 behind these; gates that are the same for all samples
+    compose, frame, layer, reading, world    the algebra they share
 
-R15 (fixed filters) needs no rule, since a kernel may be a constant; R16 (linear scaling) is R13.
+R15 (fixed filters: kernels that are constants, shifts) comes with R3 and R6, which fuse them. R16
+(on-line fusion: scales in place of batch norm) is R13; nothing has to be fixed for it, so a graph
+that is trained afterwards computes the gradients of all branches through one kernel.
 
 `rules` names the rules that may be used (R1+R3), all by default. A match says the rules it took,
 whether it is exact for every size, and how MACs change. Refused are what is inexact, values that
 others read, and kernels that cost more than what they replace, unless `grow` asks for them. With
 `bias_maps` a bias that meets zero padding becomes a bias for each position, exact for the size of
-the graph. `concats` lets R11 put a concatenation of inputs in.
+the graph. `concats` lets R11 put a concatenation of inputs in. `pad_values` lets R2 pad channels
+with a value for each, which takes the values of the states, since no scale may be 0.
 
 Rules are applied in the order of the groups until none fits, so a second application matches
 nothing. The network must be in inference form where it has batch norm. Fusion is many-to-one: keep
@@ -35,13 +40,16 @@ from branchgraph.passes.fuse_branches.chains import chains, heads, norms
 from branchgraph.passes.fuse_branches.concats import concats
 from branchgraph.passes.fuse_branches.found import Fusion, Refusal, Rule
 from branchgraph.passes.fuse_branches.mixtures import mixtures, single
-from branchgraph.passes.fuse_branches.reading import World
+from branchgraph.passes.fuse_branches.parts import parts
+from branchgraph.passes.fuse_branches.samples import adjusted, settled
+from branchgraph.passes.fuse_branches.shifts import shifts
 from branchgraph.passes.fuse_branches.sums import joins, sums
+from branchgraph.passes.fuse_branches.world import World
 
 #: The names of all rules.
 RULES = tuple(f"R{k}" for k in range(1, 17))
 #: Rules that are others under another name, or need none.
-_SAME = {"R16": "R13", "R15": "R3"}
+_SAME = {"R16": ("R13",), "R15": ("R3", "R6")}
 
 
 @dataclass(frozen=True)
@@ -52,6 +60,7 @@ class FuseBranches(Pass, spelling="fuse_branches", claim="exact"):
     bias_maps: bool = False
     concats: bool = False
     grow: bool = False
+    pad_values: bool = False
 
     def check(self) -> None:
         unknown = [r for r in self.rules if r not in (*RULES, "all")]
@@ -66,16 +75,21 @@ class FuseBranches(Pass, spelling="fuse_branches", claim="exact"):
         """Names of the rules that may be used."""
         if "all" in self.rules:
             return frozenset(RULES)
-        return frozenset({*self.rules, *(_SAME[r] for r in self.rules if r in _SAME)})
+        return frozenset({*self.rules, *(same for r in self.rules for same in _SAME.get(r, ()))})
 
     def rewrite(self, graph: Graph, report: Report) -> None:
-        world = World(graph, self.enabled, self.bias_maps, self.grow, {})
+        world = World(
+            graph, self.enabled, self.bias_maps, self.grow, self.pad_values, report.values
+        )
         _Driver(world, self._groups(), report).run()
 
     def _groups(self) -> list[tuple[Rule, ...]]:
         """Rules in the order of application; those of a group are tried at one visit."""
         join = partial(joins, concats=self.concats)
-        return [(norms,), (chains,), (heads,), (sums,), (concats,), (join,), (mixtures,), (single,)]
+        return [
+            (norms,), (chains,), (heads,), (settled,), (parts,), (sums,), (concats,), (join,),
+            (mixtures,), (single,), (adjusted,), (shifts,),
+        ]  # fmt: skip
 
 
 class _Driver:
@@ -122,14 +136,15 @@ class _Driver:
                 yield found
 
     def _apply(self, fusion: Fusion) -> None:
-        old, before = fusion.node.output, self.graph.size
+        old, before = fusion.old, self.graph.size
         with at(fusion.location):
-            new = fusion.build()
+            new = fusion.made()
         fresh = self.graph.latest(self.graph.size - before)
-        self._remove(n for n in reversed(fresh) if new not in n.outputs)
+        self._remove(n for n in reversed(fresh) if not set(new) & set(n.outputs))
         where = fusion.node.path or fusion.node.op.opcode
-        self.report.matched(f"{where}: {fusion}", before=[old], after=[new])
-        self.graph.replace(old, new)
+        self.report.matched(f"{where}: {fusion}", before=old, after=new)
+        for replaced, value in zip(old, new):
+            self.graph.replace(replaced, value)
         self._remove(fusion.inside)
         self.graph.touch()
 

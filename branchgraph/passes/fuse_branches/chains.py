@@ -16,15 +16,18 @@ from math import prod
 from branchgraph.ir.builder import flatten
 from branchgraph.ir.functions import broadcast_to
 from branchgraph.ir.graph import Node, Value
+from branchgraph.ir.ops.conv import Conv
 from branchgraph.ir.ops.linear import Dense
 from branchgraph.ir.ops.norm import BatchNorm, BatchNormInference, BatchNormTraining
 from branchgraph.ir.ops.pool import AveragePool
 from branchgraph.ir.ops.reduce import ReduceMean
 from branchgraph.ir.ops.reshape import Pad, Reshape, Slice
+from branchgraph.ir.ops.sample_conv import SampleConv
 from branchgraph.passes.fuse_branches.compose import composed
 from branchgraph.passes.fuse_branches.found import Fusion, Refusal, fused_into, too_dear
 from branchgraph.passes.fuse_branches.layer import Layer, emit_layer, held_by, once, reshaped
-from branchgraph.passes.fuse_branches.reading import World, layer_of, uneven
+from branchgraph.passes.fuse_branches.reading import layer_of, uneven
+from branchgraph.passes.fuse_branches.world import World
 
 
 def norms(node: Node, world: World) -> Fusion | Refusal | None:
@@ -36,6 +39,8 @@ def norms(node: Node, world: World) -> Fusion | Refusal | None:
     found = chains(node, world)
     if found is None and layer_of(node, world) is not None:
         feeder = node.inputs[0].producer
+        if feeder is not None and isinstance(feeder.op, (Conv, Dense, SampleConv)):
+            return None
         what = feeder.op.opcode if feeder else "an input"
         return Refusal("R1", f"no convolution or dense layer feeds it, but {what}")
     return found
@@ -64,6 +69,9 @@ def chains(node: Node, world: World) -> Fusion | Refusal | None:
         # A padded or sampled value that is no convolution's business is not worth a word.
         return None if isinstance(node.op, (Pad, Slice)) else Refusal(rule, both)
     dear = _too_dear(both)
+    if dear and any(isinstance(n.op, Slice) for n in (node, feeder)):
+        # A part of a map is a kernel of many zeros; it is read for the sake of sums.
+        return None
     if dear and not world.grow:
         return Refusal(rule, dear)
     kept = node if second.spent else feeder

@@ -126,7 +126,16 @@ def _geometry(second: Layer, first: Layer) -> Layer:
         dilation=unit,
         groups=groups,
         ones=first.ones and second.ones,
+        tap=_tap(second, first, outer, unit),
     )
+
+
+def _tap(
+    second: Layer, first: Layer, outer: tuple[int, ...], unit: tuple[int, ...]
+) -> tuple[int, ...]:
+    """Where the tap of two layers of one tap is."""
+    inside = (t * d for t, d in zip(first.position, first.dilation))
+    return tuple((t * u + i) // e for t, u, i, e in zip(second.position, outer, inside, unit))
 
 
 def _rules(second: Layer, first: Layer) -> frozenset[str]:

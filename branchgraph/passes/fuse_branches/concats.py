@@ -17,7 +17,8 @@ from branchgraph.ir.ops.merge import Concat
 from branchgraph.passes.fuse_branches.found import Fusion, Refusal, name_for, part_name, too_dear
 from branchgraph.passes.fuse_branches.frame import frame_of, regroups
 from branchgraph.passes.fuse_branches.layer import Layer, Lazy, emit_layer, once
-from branchgraph.passes.fuse_branches.reading import World, views
+from branchgraph.passes.fuse_branches.reading import views
+from branchgraph.passes.fuse_branches.world import World
 
 
 def concats(node: Node, world: World) -> Fusion | Refusal | None:

@@ -7,20 +7,34 @@ from dataclasses import dataclass
 
 from branchgraph.ir.graph import Location, Node, Value
 from branchgraph.passes.fuse_branches.layer import Layer, emit_layer
-from branchgraph.passes.fuse_branches.reading import World
+from branchgraph.passes.fuse_branches.world import World
 
 
 @dataclass(frozen=True, eq=False)
 class Fusion:
-    """Nodes that one value can take the place of; the value of the first is replaced."""
+    """Nodes that other values can take the place of.
+
+    The value of `node` is replaced, or of its values those in `replaced`; `build` makes as many.
+    """
 
     node: Node
     inside: tuple[Node, ...]
     rules: frozenset[str]
     macs: int
-    build: Callable[[], Value]
+    build: Callable[[], Value | tuple[Value, ...]]
     location: Location
     for_size: bool = False
+    replaced: tuple[Value, ...] = ()
+
+    @property
+    def old(self) -> tuple[Value, ...]:
+        """The values that are replaced."""
+        return self.replaced or (self.node.output,)
+
+    def made(self) -> tuple[Value, ...]:
+        """The values that take their place, emitted."""
+        built = self.build()
+        return built if isinstance(built, tuple) else (built,)
 
     def __str__(self) -> str:
         kind = "exact for this size" if self.for_size else "exact"

@@ -26,6 +26,7 @@ from branchgraph.ir.op import make
 from branchgraph.ir.ops.conv import Conv
 from branchgraph.ir.ops.linear import Dense, MatMul
 from branchgraph.ir.ops.reshape import Embed, Reshape
+from branchgraph.ir.ops.sample_conv import SampleConv
 
 #: Emits an expression, the first time it is called.
 Lazy = Callable[[], Value]
@@ -54,8 +55,10 @@ class Layer:
     map: Lazy | None = None
     nodes: tuple[Node, ...] = ()
     rules: frozenset[str] = frozenset()
-    #: Whether the kernel is one tap of 1 for every channel.
+    #: Whether the kernel is one tap of 1 for every channel, and zeros around it.
     ones: bool = False
+    #: Where that tap is; the first one if it is not said.
+    tap: tuple[int, ...] = ()
     #: Whether a bias map was made on the way.
     for_size: bool = False
 
@@ -85,6 +88,11 @@ class Layer:
     def pointwise(self) -> bool:
         """Whether the kernel has one tap."""
         return all(k == 1 for k in self.kernel)
+
+    @property
+    def position(self) -> tuple[int, ...]:
+        """Where the tap of a kernel of one tap is."""
+        return self.tap or (0,) * self.axes
 
     @property
     def diagonal(self) -> bool:
@@ -118,18 +126,24 @@ class Layer:
 
 def spent_by(layers: Iterable[Layer]) -> int:
     """Multiply-accumulates a sample of the nodes of several layers, each node once."""
-    return sum(positions((*n.inputs[1].shape, *n.output.shape[2:])) for n in _priced(layers))
+    return sum(positions((*_kernel(n), *n.output.shape[2:])) for n in _priced(layers))
 
 
 def held_by(layers: Iterable[Layer]) -> int:
     """Elements of the weights of the nodes of several layers."""
-    return sum(positions(n.inputs[1].shape) for n in _priced(layers))
+    return sum(positions(_kernel(n)) for n in _priced(layers))
 
 
 def _priced(layers: Iterable[Layer]) -> list[Node]:
     """The nodes of layers, each once, that cost multiply-accumulates."""
     nodes = dict.fromkeys(n for layer in layers for n in layer.nodes)
-    return [n for n in nodes if isinstance(n.op, (Conv, Dense))]
+    return [n for n in nodes if isinstance(n.op, (Conv, Dense, SampleConv))]
+
+
+def _kernel(node: Node) -> tuple[DimLike, ...]:
+    """The shape of the kernel of one sample."""
+    shape = node.inputs[1].shape
+    return shape[1:] if isinstance(node.op, SampleConv) else shape
 
 
 def positions(size: Iterable[DimLike]) -> int:
@@ -209,9 +223,11 @@ def product_weight(
     )
     inner = _spacing(first.kernel, first.dilation, dilation)
     if first.ones:
-        return placed(second.weight(), (0,) * second.axes, outer, size)
+        starts = tuple(t * s for t, s in zip(first.position, inner))
+        return placed(second.weight(), starts, outer, size)
     if second.ones:
-        return first.weight()
+        starts = tuple(t * s for t, s in zip(second.position, outer))
+        return placed(first.weight(), starts, inner, size)
     if second.depthwise:
         return _after_depthwise(second, first, outer, inner, size)
     if first.depthwise and first.pointwise and second.groups == 1:

@@ -8,9 +8,16 @@ CondConv, arXiv 1904.04971), or one a sample and output channel (squeeze and exc
 
     W[n, o] = sum_b g[n, b, o] W'_b[o]
 
-Exact. A gate that varies over space is no kernel, and its multiplication stays. Mixing costs B
-products an element of the kernel, less than the convolutions it saves unless maps are tiny; scaling
-the kernel of a single branch saves nothing, so it waits for `grow=true`.
+Where the gates are all parts of one softmax over branches 1..B they sum to 1, and
+
+    W[n] = W'_B + sum_{b < B} g[n, b] (W'_b - W'_B)
+
+saves a product an element (ParaDise 3.3 (iv)); the differences are static. Gates that are the same
+for all samples are no matter of this module: they are scales (`reading`).
+
+Exact. A gate that varies over space is no kernel, and its multiplication stays. Mixing costs B or
+B - 1 products an element of the kernel, less than the convolutions it saves unless maps are tiny;
+scaling the kernel of a single branch saves nothing, so it waits for `grow=true`.
 """
 
 from __future__ import annotations
@@ -20,18 +27,22 @@ from dataclasses import dataclass
 from functools import partial
 from math import prod
 
-from branchgraph.ir.functions import mixed_conv, sample_conv
+from branchgraph.ir.dims import product
+from branchgraph.ir.functions import sample_conv
 from branchgraph.ir.graph import Node, Value
 from branchgraph.ir.op import make
+from branchgraph.ir.ops.activation import Softmax
 from branchgraph.ir.ops.elementwise import Multiply
 from branchgraph.ir.ops.gate import Select
+from branchgraph.ir.ops.linear import MatMul
 from branchgraph.ir.ops.merge import Concat, Sum
 from branchgraph.ir.ops.reshape import Reshape, Slice
 from branchgraph.passes.fuse_branches.concats import bias_of
 from branchgraph.passes.fuse_branches.found import Fusion, Refusal, name_for, part_name, too_dear
 from branchgraph.passes.fuse_branches.frame import Frame, frame_of, regroups
 from branchgraph.passes.fuse_branches.layer import Layer, call, reshaped, spent_by, total
-from branchgraph.passes.fuse_branches.reading import World, views
+from branchgraph.passes.fuse_branches.reading import views
+from branchgraph.passes.fuse_branches.world import World
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,7 +89,8 @@ def _mixture(node: Node, terms: Sequence[Gated], world: World) -> Fusion | Refus
         return Refusal("R13", "a product for each sample costs as much as the dense layers")
     spent = spent_by(layers)
     biased = any(layer.bias for layer in layers)
-    mixing = len(layers) * (prod(whole.shape) + (whole.filters if biased else 0))
+    products = len(layers) - (1 if _softmax(terms) else 0)
+    mixing = products * (prod(whole.shape) + (whole.filters if biased else 0))
     if whole.macs + mixing > spent and not world.grow:
         return Refusal("R13", too_dear(spent, whole.macs + mixing))
     name, where = name_for(node, layers)
@@ -109,7 +121,9 @@ def _branches(index: int, value: Value, node: Node, world: World) -> list[Gated]
     ways = [node.inputs] if isinstance(node.op, Select) else [node.inputs, node.inputs[::-1]]
     found = []
     for inner, gate in ways:
-        if inner.type != value.type or world.fixed(gate) or not _for_samples(gate, value):
+        if inner.type != value.type or not _for_samples(gate, value):
+            continue
+        if world.fixed(gate) or world.row(gate):
             continue
         for layer in views(inner, node, world):
             if layer.map is None and layer.nodes:
@@ -141,24 +155,42 @@ def _build(node: Node, terms: Sequence[Gated], frame: Frame, name: str) -> Value
 
 def _by_sample(terms: Sequence[Gated], frame: Frame, name: str) -> Value:
     """One number a sample and branch: kernels are mixed by a matrix product."""
+    terms = _in_order(terms)
     x = terms[0].layer.x
-    graph = x.graph
     rows = [_row(frame.weight(e.layer)) for e in terms]
-    weights = graph.emit(Concat(axis=0), *rows)
-    biases = None
-    if any(e.layer.bias for e in terms):
-        listed = [_row(bias_of(e.layer)) for e in terms]
-        biases = call(graph.emit(Concat(axis=0), *listed), f"{name}.bias")
-    mixture = _together([e.gate for e in terms]) or graph.emit(
-        Concat(axis=1), *(_gate(e, (x.shape[0], 1)) for e in terms)
-    )
-    mixed = mixed_conv(
-        x, weights, mixture, biases, stride=frame.stride, pad=(*frame.begin, *frame.end),
-        dilation=frame.dilation, groups=frame.groups,
+    biases = [_row(bias_of(e.layer)) for e in terms] if any(e.layer.bias for e in terms) else []
+    softmax, mix = _softmax(terms), _mixed
+    if softmax is None:
+        mixture = _together(terms) or x.graph.emit(
+            Concat(axis=1), *(_gate(e, (x.shape[0], 1)) for e in terms)
+        )
+    else:
+        # Made anew: that its rows sum to 1 belongs to what is replaced.
+        gates = x.graph.emit(softmax.op, softmax.inputs[0], name=softmax.name)
+        cut = Slice(axis=1, start=0, size=len(terms) - 1)
+        mixture = x.graph.emit(cut, reshaped(gates, gates.shape[:2]))
+        mix = _mixed_around_last
+    return sample_conv(
+        x, mix(mixture, rows, f"{name}.weight"),
+        mix(mixture, biases, f"{name}.bias") if biases else None,
+        stride=frame.stride, pad=(*frame.begin, *frame.end), dilation=frame.dilation,
+        groups=frame.groups,
     )  # fmt: skip
-    for flat in weights.users:
-        call(flat.output, f"{name}.weight")
-    return mixed
+
+
+def _mixed(mixture: Value, rows: Sequence[Value], name: str) -> Value:
+    """sum_b mixture[n, b] rows[b]: [N, *rows[0].shape[1:]]."""
+    shape = rows[0].shape[1:]
+    listed = mixture.graph.emit(Concat(axis=0), *rows) if len(rows) > 1 else rows[0]
+    flat = call(reshaped(listed, (len(rows), product(shape))), name)
+    mixed = mixture.graph.emit(MatMul(), mixture, flat)
+    return reshaped(mixed, (mixture.shape[0], *shape))
+
+
+def _mixed_around_last(mixture: Value, rows: Sequence[Value], name: str) -> Value:
+    """The same where `mixture` lacks its last column, and with that each row sums to 1."""
+    *others, last = rows
+    return last + _mixed(mixture, [row - last for row in others], name)
 
 
 def _by_channel(terms: Sequence[Gated], frame: Frame) -> Value:
@@ -190,16 +222,44 @@ def _gate(entry: Gated, shape: tuple[object, ...]) -> Value:
     return x.graph.emit(make("full", value=1.0, shape=shape, dtype=x.dtype))
 
 
-def _together(gates: Sequence[Value | None]) -> Value | None:
-    """The matrix [N, B] that the gates are the columns of, if they were cut from one."""
-    source: Value | None = None
-    for k, gate in enumerate(gates):
-        cut = gate.producer if gate is not None else None
-        if cut is None or cut.op != Slice(axis=1, start=k, size=1):
-            return None
-        if source is not None and cut.inputs[0] is not source:
-            return None
-        source = cut.inputs[0]
-    if source is None or source.shape[1] != len(gates):
+def _cut(entry: Gated) -> tuple[Value, int] | None:
+    """What a gate is one channel of, and which."""
+    cut = entry.gate.producer if entry.gate is not None else None
+    if cut is None or not isinstance(cut.op, Slice) or (cut.op.axis, cut.op.size) != (1, 1):
         return None
-    return reshaped(source, source.shape[:2])
+    return cut.inputs[0], cut.op.start
+
+
+def _source(terms: Sequence[Gated]) -> Value | None:
+    """What the gates are the channels of, each of one, if there is one such value."""
+    cuts = [cut for cut in map(_cut, terms) if cut]
+    if len(cuts) < len(terms) or len({source for source, _ in cuts}) > 1:
+        return None
+    (source, _), *_ = cuts
+    channels = sorted(channel for _, channel in cuts)
+    return source if [*channels] == [*range(len(terms))] and source.shape[1] == len(terms) else None
+
+
+def _in_order(terms: Sequence[Gated]) -> Sequence[Gated]:
+    """Branches in the order of the channels that their gates are, if these are of one value."""
+    if _source(terms) is None:
+        return terms
+    return sorted(terms, key=lambda e: (_cut(e) or (None, 0))[1])
+
+
+def _together(terms: Sequence[Gated]) -> Value | None:
+    """The matrix [N, B] that the gates are the columns of, if they were cut from one."""
+    source = _source(terms)
+    return None if source is None else reshaped(source, source.shape[:2])
+
+
+def _softmax(terms: Sequence[Gated]) -> Node | None:
+    """The softmax over the branches that the gates are, so that they sum to 1, if they are one."""
+    value = _source(terms)
+    while value is not None and value.producer is not None:
+        node = value.producer
+        if isinstance(node.op, Softmax):
+            return node if node.op.axis == 1 and len(terms) > 1 else None
+        before = node.inputs[0] if isinstance(node.op, Reshape) else None
+        value = before if before is not None and before.shape[:2] == value.shape[:2] else None
+    return None

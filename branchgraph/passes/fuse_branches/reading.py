@@ -1,13 +1,15 @@
 """Values read as linear layers: what feeds them, through how many nodes, under which rule.
 
     R1   batch norm with fixed statistics     a = gamma / sqrt(var + eps), t = beta - mean a
-    R13  scales, shifts, gates                a and t fixed, a number or one a channel
+    R13  scales, shifts, gates                a and t fixed, a number or one a channel; a may be
+                                              written for each sample, if it is the same for all
          y[n, c, ...] = a[c] x[n, c, ...] + t[c]: a depthwise 1x1 kernel
     R5   x itself                             ones in a depthwise 1x1 kernel; x[::s] has stride s,
                                               zero padding is its padding
     R9   average pooling                      a depthwise kernel 1 / (k_1 k_2 ...), if all windows
                                               have that divisor; sum pooling: ones
-    R15  a fixed filter is a convolution whose kernel is a constant: nothing to do
+    R15  a fixed filter                       a convolution whose kernel is a constant
+         a shift of x                         zero padding and a part of it: one tap of 1
 
     R3   a sum of layers on one input         the sum of their kernels (see `frame`)
 
@@ -17,12 +19,12 @@ A value that others read too is read as itself only.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from math import prod
 
 from branchgraph.ir.dims import DimLike
 from branchgraph.ir.functions import broadcast_to
-from branchgraph.ir.graph import Graph, Node, Value
+from branchgraph.ir.graph import Node, Value
 from branchgraph.ir.op import make
 from branchgraph.ir.ops.conv import Conv
 from branchgraph.ir.ops.elementwise import Add, Divide, Multiply, Negate, Subtract
@@ -32,54 +34,14 @@ from branchgraph.ir.ops.merge import Mean, Sum
 from branchgraph.ir.ops.norm import BatchNormInference
 from branchgraph.ir.ops.pool import AveragePool
 from branchgraph.ir.ops.reshape import Pad, Slice
+from branchgraph.ir.ops.sample_conv import SampleConv
 from branchgraph.passes.fuse_branches.compose import composed
 from branchgraph.passes.fuse_branches.frame import side_by_side
-from branchgraph.passes.fuse_branches.layer import Layer, Lazy, once, reshaped
+from branchgraph.passes.fuse_branches.layer import Layer, Lazy, once, placed, reshaped
+from branchgraph.passes.fuse_branches.world import World
 
 #: How many nodes one after another are read as one layer.
 _DEEPEST = 8
-
-
-@dataclass(frozen=True, eq=False)
-class World:
-    """The graph that is rewritten, what may be done to it, and what is known of its values."""
-
-    graph: Graph
-    enabled: frozenset[str]
-    bias_maps: bool
-    grow: bool
-    known: dict[Value, bool]
-
-    def fixed(self, value: Value) -> bool:
-        """Whether a value depends on states and constants only."""
-        if value not in self.known:
-            self._decide(value)
-        return self.known[value]
-
-    def _decide(self, value: Value) -> None:
-        pending = [value]
-        while pending:
-            v = pending[-1]
-            node = v.producer
-            if node is None:
-                self.known[v] = v.state is not None
-            elif node.op.declared or node.op.introduces or node.op.symbolic:
-                self.known[v] = False
-            else:
-                left = [i for i in node.inputs if i not in self.known]
-                if left:
-                    pending += left
-                    continue
-                self.known[v] = all(self.known[i] for i in node.inputs)
-            pending.pop()
-
-    def private(self, value: Value, reader: Node) -> bool:
-        """Whether nobody but `reader` reads the value."""
-        return value.users == [reader] and value not in self.graph.roots
-
-    def allows(self, layer: Layer) -> bool:
-        """Whether all rules that led to the layer may be used."""
-        return layer.rules <= self.enabled
 
 
 def identity(x: Value) -> Layer | None:
@@ -131,7 +93,29 @@ def _conv(node: Node, world: World) -> Layer | None:
     return Layer(
         x, lambda: weight, shape, op.stride, op.begin, op.end, op.dilation, op.groups,
         node.output.shape[2:], bias=(lambda: bias[0]) if bias else None, nodes=(node,),
+        rules=frozenset({"R15"} if world.constant(weight) else ()),
     )  # fmt: skip
+
+
+def _unvaried(node: Node, world: World) -> Layer | None:
+    """A kernel for each sample that is the same for all of them."""
+    op = node.op
+    x, *kernels = node.inputs
+    rows = [world.row(v) for v in kernels]
+    shape = _integers(kernels[0].shape[1:])
+    if world.fixed(x) or shape is None or rows[0] is None or not all(rows):
+        return None
+    assert isinstance(op, SampleConv)
+    weight, *bias = (_first(row, v.shape[1:]) for row, v in zip(rows, kernels) if row)
+    return Layer(
+        x, weight, shape, op.stride, op.begin, op.end, op.dilation, op.groups,
+        node.output.shape[2:], bias=bias[0] if bias else None, nodes=(node,),
+        rules=frozenset({"R13"}),
+    )  # fmt: skip
+
+
+def _first(row: Lazy, shape: tuple[DimLike, ...]) -> Lazy:
+    return once(lambda: reshaped(row(), shape))
 
 
 def _dense(node: Node, world: World) -> Layer | None:
@@ -156,17 +140,31 @@ def _norm(node: Node, world: World) -> Layer | None:
 
 
 def _scaled(node: Node, world: World) -> Layer | None:
-    x, factor = node.inputs
-    if world.fixed(x) and not isinstance(node.op, (Divide, Select)):
-        x, factor = factor, x
-    if world.fixed(x) or not world.fixed(factor) or x.type != node.output.type:
+    """x * s, s * x, x / s, or x where s is open."""
+    divided = isinstance(node.op, Divide)
+    ordered = divided or isinstance(node.op, Select)
+    for x, factor in [node.inputs] if ordered else [node.inputs, node.inputs[::-1]]:
+        if world.fixed(x) or x.type != node.output.type:
+            continue
+        vector = _factor(factor, x, world)
+        if vector is not None:
+            scale = _inverse(vector) if divided else vector
+            return diagonal(x, scale, None, frozenset({"R13"}), (node,))
+    return None
+
+
+def _inverse(vector: Lazy) -> Lazy:
+    return once(lambda: 1.0 / vector())
+
+
+def _factor(value: Value, like: Value, world: World) -> Lazy | None:
+    """What `like` is multiplied by as one number a channel, if it is that for all samples."""
+    if world.fixed(value) and (len(value.shape) < len(like.shape) or value.shape[0] == 1):
+        return channelwise(value, like)
+    row = world.row(value) if len(value.shape) == len(like.shape) else None
+    if row is None:
         return None
-    vector = channelwise(factor, x)
-    if vector is None:
-        return None
-    one = isinstance(node.op, Divide)
-    scale = once(lambda: 1.0 / vector()) if one else vector
-    return diagonal(x, scale, None, frozenset({"R13"}), (node,))
+    return channelwise(value, like, row)
 
 
 def _negated(node: Node, world: World) -> Layer | None:
@@ -217,15 +215,20 @@ def _shifted(node: Node, world: World) -> Layer | None:
     return replace(layer, map=once(lambda: broadcast_to(signed(), shape)))
 
 
-def channelwise(value: Value, like: Value) -> Lazy | None:
-    """A fixed operand of `like` as one number a channel, if it is that or a single number."""
+def channelwise(value: Value, like: Value, row: Lazy | None = None) -> Lazy | None:
+    """A fixed operand of `like` as one number a channel, if it is that or a single number.
+
+    `row` is what all rows of `value` equal, where it has several.
+    """
     rank, channels = len(like.shape), like.shape[1] if len(like.shape) > 1 else None
-    shape = (*(1,) * (rank - len(value.shape)), *value.shape)
+    own = value.shape if row is None else (1, *value.shape[1:])
+    shape = (*(1,) * (rank - len(own)), *own)
     if not isinstance(channels, int) or len(shape) != rank or not like.dtype.is_float:
         return None
     if any(d != 1 for a, d in enumerate(shape) if a != 1) or shape[1] not in (1, channels):
         return None
-    return once(lambda: broadcast_to(_flat(value, like), (channels,)))
+    make = row or (lambda: value)
+    return once(lambda: broadcast_to(_flat(make(), like), (channels,)))
 
 
 def _flat(value: Value, like: Value) -> Value:
@@ -274,17 +277,35 @@ def _padded(node: Node, world: World) -> Layer | None:
     return replace(layer, begin=op.begin[2:], end=op.end[2:], size=node.output.shape[2:])
 
 
-def _sampled(node: Node, world: World) -> Layer | None:
-    """Every s-th position of a spatial axis: a 1x1 kernel of ones with stride s."""
+def _cut(node: Node, world: World) -> Layer | None:
+    """Every s-th position of a spatial axis, or a part of it: one tap of 1, with stride s.
+
+    A part is a kernel without padding that is as long as what is cut off, and one; a shift of x is
+    zero padding and such a part of it.
+    """
     op, x = node.op, node.inputs[0]
     assert isinstance(op, Slice)
     size = x.shape[op.axis] if op.axis < len(x.shape) else None
-    whole = isinstance(size, int) and op.start == 0 and op.size == (size - 1) // op.step + 1
-    if world.fixed(x) or op.axis < 2 or not whole or identity(x) is None:
+    if not isinstance(size, int) or world.fixed(x) or op.axis < 2 or identity(x) is None:
         return None
-    layer = diagonal(x, None, None, frozenset({"R5"}), (node,))
+    whole = op.start == 0 and op.size == (size - 1) // op.step + 1
+    if not whole and (op.step > 1 or op.size < 1):
+        return None
+    layer = diagonal(x, None, None, frozenset({"R5" if whole else "R15"}), (node,))
     stride = tuple(op.step if a + 2 == op.axis else 1 for a in range(layer.axes))
-    return replace(layer, stride=stride, size=node.output.shape[2:])
+    layer = replace(layer, stride=stride, size=node.output.shape[2:])
+    return layer if whole else _with_tap(layer, op.axis - 2, op.start, size - op.size + 1)
+
+
+def _with_tap(layer: Layer, axis: int, tap: int, taps: int) -> Layer:
+    """A layer of one tap as one of several along an axis, the others 0."""
+    kernel = tuple(taps if a == axis else k for a, k in enumerate(layer.kernel))
+    starts = tuple(tap if a == axis else 0 for a in range(layer.axes))
+    weight = layer.weight
+    return replace(
+        layer, shape=(*layer.shape[:2], *kernel), tap=starts,
+        weight=once(lambda: placed(weight(), starts, (1,) * layer.axes, kernel)),
+    )  # fmt: skip
 
 
 def _channels(x: Value) -> int:
@@ -301,6 +322,7 @@ def _integers(shape: tuple[DimLike, ...]) -> tuple[int, ...] | None:
 _Reader = Callable[[Node, World], Layer | None]
 _READERS: dict[type, _Reader] = {
     Conv: _conv,
+    SampleConv: _unvaried,
     Dense: _dense,
     BatchNormInference: _norm,
     Multiply: _scaled,
@@ -311,7 +333,7 @@ _READERS: dict[type, _Reader] = {
     Subtract: _shifted,
     AveragePool: _average,
     Pad: _padded,
-    Slice: _sampled,
+    Slice: _cut,
 }
 
 

@@ -27,7 +27,8 @@ from branchgraph.ir.ops.merge import Concat, Sum
 from branchgraph.passes.fuse_branches.found import Fusion, Refusal, name_for, part_name, too_dear
 from branchgraph.passes.fuse_branches.frame import frame_of, regroups, side_by_side, summed
 from branchgraph.passes.fuse_branches.layer import Layer, emit_layer, once, spent_by
-from branchgraph.passes.fuse_branches.reading import Group, World, common, factors, layer_of, views
+from branchgraph.passes.fuse_branches.reading import Group, common, factors, layer_of, views
+from branchgraph.passes.fuse_branches.world import World
 
 #: How far below a sum reasons are looked for.
 _FAR = 4
@@ -175,8 +176,7 @@ def joins(node: Node, world: World, concats: bool) -> Fusion | Refusal | None:
         return Refusal("R11", "it puts a concatenation of the inputs in; concats=true asks for it")
     if layer.macs > layer.spent and not world.grow:
         return Refusal("R11", too_dear(layer.spent, layer.macs))
-    build = partial(_build_join, node, group, layer)
-    return replace(_fusion(node, group, layer), build=build)
+    return replace(_fusion(node, group, layer), build=partial(_build_join, node, group, layer))
 
 
 def _alike(found: Group) -> Group:
@@ -204,7 +204,7 @@ def _beside(weights: Sequence[Value]) -> Value:
     return weights[0].graph.emit(Concat(axis=1), *weights)
 
 
-def _build_join(node: Node, group: Group, layer: Layer) -> Value:
+def _build_join(node: Node, group: Group, layer: Layer) -> tuple[Value, ...]:
     inputs = [v.x for _, v in group]
     x = inputs[0].graph.emit(Concat(axis=1), *inputs)
-    return _fusion(node, group, replace(layer, x=x)).build()
+    return _fusion(node, group, replace(layer, x=x)).made()
