@@ -83,6 +83,24 @@ def test_parameters_are_those_of_the_reference(build, options, plain, split) -> 
         assert split_count(graph) == (shared, own, own)
 
 
+@pytest.mark.parametrize(
+    ("depth", "published"),
+    [(121, 7_978_856), (161, 28_681_000), (169, 14_149_480), (201, 20_013_928)],
+)
+def test_densenets_have_the_parameters_of_the_imagenet_models(depth: int, published: int) -> None:
+    assert parameter_count(densenet(depth, outputs=1000)) == published
+
+
+def test_the_embedding_of_2018_has_a_hidden_layer_and_may_have_three_blocks() -> None:
+    plain = densenet(outputs=128)
+    head = 1024 * 1024 + 3 * 1024
+    assert parameter_count(densenet(outputs=128, hidden=1024)) == parameter_count(plain) + head
+    three = densenet(outputs=128, blocks=3)
+    assert shape_of(three, "conv4_block24_concat") == (1024, 8, 4)
+    names = {s.name for s in three.states}
+    assert not [n for n in names if n.startswith(("conv5", "pool4"))]
+
+
 def test_parameters_of_three_branches_are_the_shared_and_three_times_the_own() -> None:
     graph = fcn(branches=3, shared=(0.25,), legacy_layout=True)
     assert split_count(graph, 3) == (100_994, 307_090, 307_090, 307_090)
@@ -195,6 +213,8 @@ def test_every_network_verifies_and_its_text_parses_back(name: str, branches: in
          lambda: vbranch_resnet(34, size=(32,), shared=(0.5,), shared_head=0.25, branches=2)),
         ("densenet169:size=32,batch_stats=true",
          lambda: densenet(169, size=(32,), batch_stats=True)),
+        ("densenet161:size=32,hidden=16,blocks=3,shared=1+0.5+1,branches=2",
+         lambda: densenet(161, size=(32,), hidden=16, blocks=3, shared=(1, 0.5, 1), branches=2)),
         ("densenet_bc:depth=22,growth=4,shared=1+0.5+1,branches=2,legacy_layout=true",
          lambda: densenet_bc(22, 4, shared=(1, 0.5, 1), branches=2, legacy_layout=True)),
     ],
@@ -225,9 +245,11 @@ def test_specification_strings_reach_every_option(spec: str, same) -> None:  # t
         ("cnn:layers=0", GraphError, "layers is at least 1"),
         ("cnn:size=1+2+3", GraphError, "SIDE or HEIGHT.WIDTH"),
         ("vbranch_resnet:depth=20", GraphError, "depth 20 is none of 18, 34, 50, 101, 152"),
-        ("densenet100", GraphError, "depth 100 is none of 121, 169, 201"),
+        ("densenet100", GraphError, "depth 100 is none of 121, 161, 169, 201"),
         ("densenet:size=8", ShapeError, "pool3_pool: window 2 exceeds"),
         ("densenet:shared=0.5+0.5", GraphError, "or 4 .one a dense block., got 2"),
+        ("densenet:blocks=5", GraphError, "1 to 4 blocks and hidden units from 0, got 5 and 0"),
+        ("densenet:hidden=-1", GraphError, "got 4 and -1"),
         ("densenet_bc:depth=9", GraphError, "depth >= 10"),
     ],
 )

@@ -293,12 +293,45 @@ def test_a_name_serves_one_layer_of_a_branch(graph: Graph) -> None:
         layers.dense(h, 4, 0.5, name="fc")
 
 
-def test_branches_share_layers_of_one_size(graph: Graph) -> None:
-    layers, h = Layers(SharedStates(graph, 2)), halves(graph, 2)
+@pytest.mark.parametrize(
+    ("second", "message"),
+    [
+        ((4, 8, 0.5), r"fc: another branch has 2\+2 -> 2\+2, not 2\+2 -> 4\+4"),
+        ((4, 8, 2), r"not 2\+2 -> 2\+6"),
+        ((3, 4, 0.5), r"not 2\+1 -> 2\+2"),
+    ],
+)
+def test_branches_share_layers_of_one_size(graph: Graph, second, message) -> None:  # type: ignore[no-untyped-def]
+    layers = Layers(SharedStates(graph, 2))
+    channels, features, share = second
     with branch("branch1"):
-        layers.dense(h, 4, 0.5, name="fc")
-    with branch("branch2"), pytest.raises(GraphError, match=r"another branch shares \[2, 2\]"):
-        layers.dense(h, 8, 0.5, name="fc")
+        layers.dense(halves(graph, 2), 4, 0.5, name="fc")
+    with branch("branch2"), pytest.raises(GraphError, match=message):
+        layers.dense(halves(graph, 2, channels), features, share, name="fc")
+
+
+def test_batch_norm_takes_halves_or_plain_tensors_in_all_branches(graph: Graph) -> None:
+    layers = Layers(SharedStates(graph, 2))
+    with branch("branch1"):
+        layers.norm(halves(graph, 2), name="bn")
+    with (
+        branch("branch2"),
+        pytest.raises(GraphError, match=r"bn: another branch has 2\+2, not 4 plain"),
+    ):
+        layers.norm(halves(graph, None), name="bn")
+
+
+@pytest.mark.parametrize("share", [0.5, 1.0])
+def test_a_half_merge_makes_the_next_layer_one_of_a_plain_tensor(
+    graph: Graph, share: float
+) -> None:
+    layers = Layers(SharedStates(graph, 2))
+    with branch("branch1"):
+        h = layers.dense(halves(graph, 1), 4, 0.5, name="fc1").merged()
+        layers.dense(h, 4, share, name="fc2")
+    names = {s.name for s in graph.states if "fc2.weight" in s.name}
+    cut = {"fc2.weight_ss", "branch1/fc2.weight_su"}
+    assert names == (cut if share < 1 else {"fc2.weight"})
 
 
 def test_layers_without_a_name_get_the_same_one_in_every_branch(graph: Graph) -> None:

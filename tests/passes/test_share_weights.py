@@ -558,7 +558,7 @@ class Moved(Store):
 def test_shared_states_get_the_mean_and_unique_ones_their_own_gradient(
     name: str, mean: bool
 ) -> None:
-    step = ShareWeights(BRANCHES, (0.5,), inputs="each", mean_gradient=mean)
+    step = ShareWeights(BRANCHES, (0.5,), inputs="each", gradient="mean" if mean else "sum")
     training = training_graph(step.apply(small(name, outputs=4)))
     store, fed = scattered(training), {**batches(name), "labels": LABELS}
     run = interpret(training, fed, store, DType.F64)
@@ -624,7 +624,8 @@ def test_branches_that_share_all_are_one_network_with_the_mean_gradient() -> Non
         (8, 3, 0.0, [0, 0, 0, 1, 1, 1, 2, 2]),
         (9, 2, 0.5, [-1, -1, -1, 0, 0, 0, 1, 1, 1]),
         (8, 2, 0.5, [-1, -1, -1, 0, 0, 0, 1, 1]),
-        (10, 2, 0.25, [-1, 0, 0, 0, 1, 1, 1, 1, 1, 1]),
+        (10, 2, 0.25, [-1, 0, 0, 0, 0, 1, 1, 1, 1, 1]),
+        (9, 2, 0.0, [0, 0, 0, 0, 0, 1, 1, 1, 1]),
         (4, 2, 1.0, [-1] * 4),
     ],
 )
@@ -780,7 +781,6 @@ def test_layers_too_narrow_for_masks_are_refused() -> None:
         ("share_weights:layers=fc,shared=1+1+1", GraphError, "each of 1 layers, and perhaps one"),
         ("share_weights:after=fc9", GraphError, "no node 'fc9'"),
         ("share_weights:after=fc", RefusalError, "no output depends on what would be branched"),
-        ("share_weights:after=fc1,inputs=each", GraphError, "read one input"),
         ("share_weights:layout=halves", GraphError, "layout 'halves' is none of quadrants, masks"),
         ("share_weights:merge=max", GraphError, "merge 'max' is none of none, sum, mean, concat"),
         ("share_weights:inputs=two", GraphError, "inputs 'two' is none of one, each"),
@@ -801,7 +801,7 @@ def test_options_that_cannot_be_followed_say_what_can(spec, error, message) -> N
         "share_weights:branches=4,shared=0.5",
         "share_weights:shared=0.25+0+1.0,layers=fc1+fc,legacy_bias=true",
         "share_weights:layout=masks,overlap=0.25,after=fc1,merge=after_mean",
-        "share_weights:inputs=each,mean_gradient=false",
+        "share_weights:inputs=each,gradient=sum",
     ],
 )
 def test_specs_print_back(spec: str) -> None:

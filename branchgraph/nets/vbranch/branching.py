@@ -39,8 +39,11 @@ class Branching:
     `branches` = 1 is the plain network: nothing is shared, and its output is `logits`. Otherwise
     `shared` says which fraction of the channels is (one number for all layers, or one a part), and
     the outputs are `branch1` to `branchB`, or `logits` after a `merge` (none, sum, mean, concat).
-    `inputs` is `one` that all branches read, `x`, or `each`: `x1` to `xB`. With a merge there is
-    one loss, so shared states have its gradient and not the mean over branches.
+    `inputs` is `one` that all branches read, `x`, or `each`: `x1` to `xB`.
+
+    `gradient` is the rule for shared states: the `mean` over branches, the `sum`, or `sequential`,
+    where a step updates for one branch after another (`passes.share_weights.sequential_step`). With
+    a merge there is one loss, and they have its gradient.
 
     `batch_stats` normalises with the statistics of the batch in inference too, `init` is he_normal
     or glorot_uniform, `legacy_layout` the reference's layout of weights (see `halves`).
@@ -53,6 +56,7 @@ class Branching:
     batch_stats: bool = False
     init: str = "he_normal"
     legacy_layout: bool = False
+    gradient: str = "mean"
 
     def __post_init__(self) -> None:
         if self.branches < 1:
@@ -60,6 +64,9 @@ class Branching:
         self._one_of("inputs", ("one", "each"))
         self._one_of("merge", ("none", *MERGES))
         self._one_of("init", INITIALISERS)
+        self._one_of("gradient", ("mean", "sum", "sequential"))
+        if self.gradient == "sequential" and self.merge != "none":
+            raise GraphError("gradient=sequential needs a loss a branch; a merge leaves one")
         for share in self.shared:
             shared_channels(float(share), 1)
 
@@ -98,7 +105,8 @@ class Branching:
     def _outputs(self, graph: Graph, inputs: list[Value], body: Body) -> list[Halves]:
         """The branches one after another; a branch keeps its halves in its own layers."""
         plain = self.branches == 1
-        shared = None if plain else SharedStates(graph, self.branches, mean=self.merge == "none")
+        mean = self.merge == "none" and self.gradient == "mean"
+        shared = None if plain else SharedStates(graph, self.branches, mean)
         layers = Layers(shared, self.legacy_layout, self.batch_stats, INITIALISERS[self.init])
         outputs = []
         for i, x in enumerate(inputs, start=1):

@@ -66,6 +66,14 @@ class SharedStates:
         self._values: dict[str, Value] = {}
         self._readers: set[tuple[str, Location]] = set()
         self._warned: set[str] = set()
+        self._halves: dict[str, str] = {}
+
+    def agree(self, layer: str, halves: str) -> None:
+        """A layer has the same halves in all branches; `GraphError` where they differ."""
+        where = "/".join(filter(None, (path(_outside()), layer)))
+        first = self._halves.setdefault(where, halves)
+        if first != halves:
+            raise GraphError(f"{where}: another branch has {first}, not {halves}")
 
     def read(
         self, layer: str, kind: str, shape: tuple[int, ...], init: Initialiser, dtype: DType
@@ -79,10 +87,7 @@ class SharedStates:
         if (key, here()) in self._readers:
             raise GraphError(f"two layers of a branch share {key}; give them different names")
         self._readers.add((key, here()))
-        value = self._values[key]
-        if value.shape != shape:
-            raise GraphError(f"{key}: another branch shares {list(value.shape)}, not {list(shape)}")
-        return value
+        return self._values[key]
 
     def warn_unshared(self, layer: str) -> None:
         """Say once that the shared half of a layer is made by weights of each branch (Q4)."""
@@ -140,6 +145,8 @@ class Layers:
         between branches and a branch that is taken out must go on as it was.
         """
         name = name or self._unused(x, "bn")
+        if self.shared:
+            self.shared.agree(name, _described(x))
         gamma = channel_state(x, self._block(x, name, "gamma", Ones()))
         beta = channel_state(x, self._block(x, name, "beta", Zeros()))
         if self.batch_stats:
@@ -171,14 +178,23 @@ class Layers:
         return Cut(a, v, s, n - s, whole=area == 1 or not self.legacy_layout)
 
     def _weight(self, x: Halves, layer: str, cut: Cut, kernel: tuple[int, ...] = ()) -> Value:
-        if cut.unshared and self.shared:
-            self.shared.warn_unshared(layer)
+        if self.shared:
+            self.shared.agree(layer, f"{_described(x)} -> {cut.s}+{cut.u}")
+            if cut.unshared:
+                self.shared.warn_unshared(layer)
         area = prod(kernel)
         init = self.init(x.channels * area, (cut.s + cut.u) * area)
         return cut.weight(self._block(x, layer, "weight", init), kernel)
 
     def _bias(self, x: Halves, layer: str, cut: Cut) -> bool | Value:
         return cut.bias(self._block(x, layer, "bias", Zeros()), per_block=self.legacy_layout)
+
+
+def _described(x: Halves) -> str:
+    """Shared and unique channels, or the channels of a plain tensor."""
+    if x.shared is None:
+        return f"{x.channels} plain"
+    return f"{x.shared}+{x.channels - x.shared}"
 
 
 def _spatial(x: Halves) -> tuple[int, ...]:

@@ -239,7 +239,22 @@ def _residual_unit(
 
 # -- densely connected networks --------------------------------------------------------------------
 
-DENSENET_BLOCKS = {121: (6, 12, 24, 16), 169: (6, 12, 32, 32), 201: (6, 12, 48, 32)}
+
+@dataclass(frozen=True)
+class DenseNet:
+    """Units a dense block, channels that a unit adds, channels of the stem."""
+
+    units: tuple[int, ...]
+    growth: int = 32
+    stem: int = 64
+
+
+DENSENETS = {
+    121: DenseNet((6, 12, 24, 16)),
+    161: DenseNet((6, 12, 36, 24), growth=48, stem=96),
+    169: DenseNet((6, 12, 32, 32)),
+    201: DenseNet((6, 12, 48, 32)),
+}
 #: Batch norm in all DenseNets.
 DENSENET_EPS = 1.001e-5
 
@@ -252,20 +267,32 @@ def densenet(
     size: tuple[int, ...] = (128, 64),
     outputs: int = 128,
     shared_head: float = 0.0,
+    hidden: int = 0,
+    blocks: int = 4,
 ) -> Graph:
-    """DenseNet-121, 169 or 201 of growth 32.
+    """DenseNet-121, 161, 169 or 201.
 
     `shared` may be given for each dense block: the stem has that of the first, a transition that
-    of the block before it. The output layer shares `shared_head`.
+    of the block before it. The output layer shares `shared_head`. A dense layer of `hidden` units,
+    with the share of the last block, may come before it (the embedding of 2018 has 1024), and only
+    the first `blocks` blocks may be there.
     """
-    blocks = _choice(DENSENET_BLOCKS, depth, "densenet: depth")
-    shares = branching.shares(len(blocks), "one a dense block")
+    net_of = _choice(DENSENETS, depth, "densenet: depth")
+    if not 1 <= blocks <= len(net_of.units) or hidden < 0:
+        raise GraphError(
+            f"densenet: expected 1 to {len(net_of.units)} blocks and hidden units from 0, got "
+            f"{blocks} and {hidden}"
+        )
+    units = net_of.units[:blocks]
+    shares = branching.shares(len(units), "one a dense block")
 
     def body(net: Layers, h: Halves) -> Halves:
         names = ("conv", "bn", "relu")
         with scope("conv1"):
-            h = _stem(net, h, 64, 2, shares[0], bias=False, eps=DENSENET_EPS, names=names)
-        h = _pooled(_dense_blocks(net, _stem_pool(h), blocks, 32, shares))
+            h = _stem(net, h, net_of.stem, 2, shares[0], bias=False, eps=DENSENET_EPS, names=names)
+        h = _pooled(_dense_blocks(net, _stem_pool(h), units, net_of.growth, shares))
+        if hidden:
+            h = _dense_unit(net, h, hidden, shares[-1])
         return net.dense(h, outputs, float(shared_head), name="fc")
 
     return branching.declare(f"densenet{depth}", _image(channels, size), body)

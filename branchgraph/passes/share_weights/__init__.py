@@ -12,8 +12,9 @@
 of the d channels of each layer, `select(y, mask_i)`        (`passes.share_weights.mask_branches`).
 
 From a named node `after` on, so that what comes before stays one trunk. Each branch reads the same
-inputs or has its `inputs` each. Outputs `branch1` to `branchB`, or one after a `merge`: of logits
-by sum, mean ("before mean") or concat, or of their softmax by mean (`after_mean`).
+inputs or has its `inputs` each; then the trunk's weights are shared whole. Outputs `branch1` to
+`branchB`, or one after a `merge`: of logits by sum, mean ("before mean") or concat, or of their
+softmax by mean (`after_mean`).
 
 New states are cut from the old ones: `report.origin` is the graph that does so. With its values
 (`materialise.evaluate_origin`) every branch computes what the plain network does,
@@ -21,6 +22,10 @@ New states are cut from the old ones: `report.origin` is the graph that does so.
     W_ss = W[:s, :a]   W_us = W[:s, a:]   W_su = W[s:, :a]   W_uu = W[s:, a:]
 
 where columns are in the order in which halves reach the layer (`channel_halves`).
+
+Gradients of shared states are the `mean` over branches, their `sum`, or those of one branch after
+another, each in an update of its own (`sequential_step`). `branch_losses` takes the loss of every
+branch, that of its class activation map included.
 """
 
 from __future__ import annotations
@@ -31,18 +36,29 @@ from math import prod
 
 import numpy as np
 
+from branchgraph.ir.activation_maps import class_activation_map
 from branchgraph.ir.builder import concat, merge_mean, merge_sum, softmax, unused_stream
-from branchgraph.ir.errors import GraphError, RefusalError
+from branchgraph.ir.errors import GraphError, RefusalError, ShapeError
 from branchgraph.ir.graph import Graph, Node, Value, at
 from branchgraph.ir.sharing import SharedReads
 from branchgraph.ir.state import Role, State
 from branchgraph.passes.base import Pass, Report
 from branchgraph.passes.clean import DeadCode
 from branchgraph.passes.share_weights.branch_copies import BranchCopy, Origin
-from branchgraph.passes.share_weights.channel_halves import LAYERS, follow, taken
-from branchgraph.passes.share_weights.mask_branches import MaskedBranch, Masks
-from branchgraph.passes.share_weights.quadrants import Blocks, QuadrantBranch
+from branchgraph.passes.share_weights.branch_losses import branch_losses
+from branchgraph.passes.share_weights.channel_halves import LAYERS, Followed, follow, refuse, taken
+from branchgraph.passes.share_weights.mask_branches import (
+    ConnectedDecay,
+    MaskedBranch,
+    Masks,
+    WideStates,
+    connections,
+)
+from branchgraph.passes.share_weights.quadrants import Blocks, QuadrantBranch, once, stack
+from branchgraph.passes.share_weights.sequential import sequential_step
 from branchgraph.passes.split_ensemble import branches_of
+
+__all__ = ["MERGES", "ConnectedDecay", "ShareWeights", "branch_losses", "sequential_step"]
 
 #: Merges of the branches' outputs by name.
 MERGES: dict[str, Callable[..., Value]] = {
@@ -62,21 +78,37 @@ class ShareWeights(Pass, spelling="share_weights", claim="different"):
     several are given in their order; with `layers` (paths, names or scopes) they are for these,
     and one number more is for all others, which share nothing without it.
 
-    `legacy_bias` has a bias a block, as the published parameter counts do. `overlap` is the part of
-    a branch's channels that all branches have, with `layout` masks. Shared states have the mean
-    gradient over branches if `mean_gradient`, unless a merge leaves one loss.
+    `legacy_bias` has a bias a block, as the published parameter counts do; with
+    `legacy_convolutions` only 1x1 convolutions are one matrix for all at s = n. The halves of the
+    nodes named in `half_merges` become one plain value. With the `lowering` stacked, shared blocks
+    are applied to all branches at once, instead of weights that are assembled for each.
+
+    For `layout` masks there are `overlap`, the part of a branch's channels that all have; `wide`
+    layers (heads, or all) of B times the channels; and `tile`, zeros filled by the channels that
+    are kept.
+
+    `gradient` is the rule for shared states: mean, sum or sequential; masks and merges have the
+    plain gradient of one loss. `cam` names activations of which every branch gives the class
+    activation map as the output `<branch>.cam` [N, H, W], at `cam_size` if that is given.
     """
 
     branches: int = 2
     shared: tuple[float, ...] = (0.5,)
     layers: tuple[str, ...] = ()
     legacy_bias: bool = False
+    legacy_convolutions: bool = False
+    half_merges: tuple[str, ...] = ()
+    lowering: str = "assembled"
     layout: str = "quadrants"
     overlap: float = 0.0
+    wide: str = "none"
+    tile: bool = False
     after: str = ""
     merge: str = "none"
     inputs: str = "one"
-    mean_gradient: bool = True
+    gradient: str = "mean"
+    cam: str = ""
+    cam_size: tuple[int, ...] = ()
 
     @staticmethod
     def of(
@@ -96,6 +128,9 @@ class ShareWeights(Pass, spelling="share_weights", claim="different"):
             ("layout", ("quadrants", "masks")),
             ("merge", ("none", *MERGES)),
             ("inputs", ("one", "each")),
+            ("wide", ("none", "heads", "all")),
+            ("lowering", ("assembled", "stacked")),
+            ("gradient", ("mean", "sum", "sequential")),
         ):
             if getattr(self, option) not in known:
                 raise GraphError(
@@ -109,25 +144,50 @@ class ShareWeights(Pass, spelling="share_weights", claim="different"):
         self._check_combination()
 
     def _check_combination(self) -> None:
-        if self.overlap and self.layout != "masks":
+        masks = self.layout == "masks"
+        if self.overlap and not masks:
             raise GraphError("overlap is for layout=masks; quadrants have shared")
-        if self.layers and self.layout == "masks":
+        if (self.wide != "none" or self.tile) and not masks:
+            raise GraphError("wide and tile are for layout=masks")
+        if self.layers and masks:
             raise GraphError("layers are for layout=quadrants; masks have one overlap")
+        quadrants = self.half_merges or self.legacy_bias or self.legacy_convolutions
+        if masks and (quadrants or self.lowering != "assembled"):
+            raise GraphError(
+                "half_merges, legacy_bias, legacy_convolutions and lowering are for "
+                "layout=quadrants"
+            )
         if self.layers and len(self.shared) not in (len(self.layers), len(self.layers) + 1):
             raise GraphError(
                 f"shared: expected one number for each of {len(self.layers)} layers, and perhaps "
                 f"one for the others, got {len(self.shared)}"
             )
-        if self.after and self.inputs == "each":
-            raise GraphError("after: branches behind a common trunk read one input; inputs=one")
+        if self.gradient == "sequential" and self.merge != "none":
+            raise GraphError("gradient=sequential needs a loss a branch; a merge leaves one")
+        if self.cam_size and (not self.cam or len(self.cam_size) != 2 or min(self.cam_size) < 1):
+            raise GraphError(
+                f"cam_size: expected HEIGHT+WIDTH of the maps of cam, got {self.cam_size}"
+            )
 
     @property
     def mean(self) -> bool:
         """Whether shared states have the mean gradient over branches."""
-        return self.mean_gradient and self.merge == "none" and self.layout == "quadrants"
+        return self.gradient == "mean" and self.merge == "none" and self.layout == "quadrants"
+
+    def connected_decay(self, graph: Graph, rate: float) -> ConnectedDecay:
+        """Weight decay of the branches of `graph`, for weights between channels a branch keeps.
+
+        For layout=masks; `graph` is the plain network.
+        """
+        if self.layout != "masks":
+            raise GraphError("connected_decay is for layout=masks; quadrants have no masks")
+        nodes = _behind(graph, self.after)
+        masks = Masks(nodes, self.branches, self.overlap, self.wide)
+        return ConnectedDecay(rate, connections(nodes, masks))
 
     def rewrite(self, graph: Graph, report: Report) -> None:
-        if len(branches_of(graph).keys() & {"branch1", "branch2"}) == 2:
+        # Branches that share all they compute have outputs, but no nodes of their own.
+        if {"branch1", "branch2"} <= {*branches_of(graph), *graph.outputs}:
             report.refused("branch1", "the network is branched already")
             return
         if graph.updates or graph.gradients:
@@ -165,16 +225,39 @@ class _Sharing:
         self.options = options
         self.graph = graph
         self.report = report
-        self.nodes = self._to_branch()
-        layers = [n for n in self.nodes if isinstance(n.op, LAYERS)]
-        self.followed = follow(self.nodes, options.shares(layers))
+        #: What differs between branches, and what is copied for each.
+        self.behind = _behind(graph, options.after)
+        self.nodes = graph.nodes if options.inputs == "each" else self.behind
+        self.followed = self._follow()
         self.reads = SharedReads(graph, options.branches, options.mean)
         self.origin = Origin(graph.name)
 
+    def _follow(self) -> Followed:
+        """The halves of all channels; a trunk that is copied is shared whole, and then plain."""
+        options, behind = self.options, set(self.behind)
+        layers = [n for n in self.nodes if isinstance(n.op, LAYERS)]
+        inside = [n for n in layers if n in behind]
+        shares = {**dict.fromkeys(layers, 1.0), **options.shares(inside)}
+        copied = len(self.nodes) > len(self.behind)
+        merged = {self._node(name) for name in options.half_merges}
+        if copied:
+            merged |= {v.producer for v in self._trunk() if v.producer is not None}
+        return follow(self.nodes, shares, merged, options.legacy_convolutions, copied)
+
+    def _node(self, name: str) -> Node:
+        """A node of the branches, by its name."""
+        node = self.graph.find(name)
+        if node not in set(self.behind):
+            refuse(node, "it is no part of the branches")
+        return node
+
     def run(self) -> None:
         copies = self._copies()
+        behind = set(self.behind)
         for copy in copies:
-            copy.run(self.nodes)
+            copy.run(n for n in self.nodes if n not in behind)
+            self._enter(copy)
+        self._branch(copies)
         self._declare(copies)
         self._clean()
         for node in self.followed.layers:
@@ -182,18 +265,19 @@ class _Sharing:
         self._note(copies)
         self.report.origin = self.origin.graph
 
-    def _to_branch(self) -> list[Node]:
-        """The nodes behind `after`, or all."""
-        nodes = self.graph.nodes
-        if not self.options.after:
-            return nodes
-        reached = set(self.graph.find(self.options.after).outputs)
-        behind = []
-        for node in nodes:
-            if any(v in reached for v in node.inputs):
-                reached.update(node.outputs)
-                behind.append(node)
-        return behind
+    def _branch(self, copies: Sequence[BranchCopy]) -> None:
+        """Copy what differs: branch after branch, or node after node."""
+        quadrants = [c for c in copies if isinstance(c, QuadrantBranch)]
+        if self.options.lowering == "assembled" or not quadrants:
+            for copy in copies:
+                copy.run(self.behind)
+            return
+        for node in self.behind:
+            if once(node, quadrants):
+                continue
+            stack(node, quadrants)
+            for copy in quadrants:
+                copy.run((node,))
 
     # -- the branches ------------------------------------------------------------------------------
 
@@ -212,16 +296,20 @@ class _Sharing:
         ]
 
     def _masked(self, starts: list[dict[Value, Value]], streams: int) -> list[BranchCopy]:
-        masks = Masks(self.nodes, self.options.branches, self.options.overlap)
-        copies = [
-            MaskedBranch(self.graph, k, self.origin, start, streams, masks)
+        options = self.options
+        masks = Masks(self.behind, options.branches, options.overlap, options.wide)
+        wide = WideStates(self.graph, self.origin)
+        return [
+            MaskedBranch(self.graph, k, self.origin, start, streams, masks, wide, options.tile)
             for k, start in enumerate(starts, start=1)
         ]
-        for copy in copies:
+
+    def _enter(self, copy: BranchCopy) -> None:
+        """Masks of the values of the trunk that a branch reads."""
+        if isinstance(copy, MaskedBranch):
             with at(copy.place()):
                 for value in self._trunk():
                     copy.trunk(value)
-        return list(copies)
 
     def _starts(self) -> list[dict[Value, Value]]:
         """What the branches read in place of inputs and values of the trunk."""
@@ -237,15 +325,15 @@ class _Sharing:
 
     def _trunk(self) -> list[Value]:
         """Values that branches read and that are computed before them."""
-        inside = set(self.nodes)
-        read = dict.fromkeys(v for n in self.nodes for v in n.inputs)
+        inside = set(self.behind)
+        read = dict.fromkeys(v for n in self.behind for v in n.inputs)
         return [v for v in read if v.producer is not None and v.producer not in inside]
 
     # -- outputs -----------------------------------------------------------------------------------
 
     def _declare(self, copies: Sequence[BranchCopy]) -> None:
         """The outputs of the branches, each its own or all merged."""
-        inside = set(self.nodes)
+        inside = set(self.behind)
         outputs = {k: v for k, v in self.graph.outputs.items() if v.producer in inside}
         if not outputs:
             raise RefusalError("no output depends on what would be branched")
@@ -258,6 +346,19 @@ class _Sharing:
             for copy, result in zip(copies, results):
                 own = copy.name if len(outputs) == 1 else f"{copy.name}.{name}"
                 self.graph.output(own, result)
+        if self.options.cam:
+            for copy in copies:
+                self._map(copy, self._node(self.options.cam))
+
+    def _map(self, copy: BranchCopy, node: Node) -> None:
+        """The class activation map of a branch."""
+        h = copy.mapped[node.outputs[0]]
+        with at(copy.place()):
+            try:
+                cam = class_activation_map(h, self.options.cam_size or None)  # type: ignore[arg-type]
+            except ShapeError as error:
+                refuse(node, str(error))
+        self.graph.output(f"{copy.name}.cam", cam)
 
     def _result(self, copy: BranchCopy, value: Value) -> Value:
         """An output of a branch, its channels in the order of the plain network."""
@@ -298,6 +399,19 @@ class _Sharing:
                     f"{node.path} shares channels, but none that it reads is shared: each branch "
                     "makes them"
                 )
+
+
+def _behind(graph: Graph, after: str) -> list[Node]:
+    """The nodes behind `after`, or all."""
+    if not after:
+        return graph.nodes
+    reached = set(graph.find(after).outputs)
+    found = []
+    for node in graph.nodes:
+        if any(v in reached for v in node.inputs):
+            reached.update(node.outputs)
+            found.append(node)
+    return found
 
 
 def _parameters(states: Iterable[State]) -> int:

@@ -86,11 +86,13 @@ class BranchCopy:
         """The op of `node` over other operands."""
         return self.graph.apply(node.op, *inputs, name=node.name)
 
-    def own(self, old: State, order: Sequence[int]) -> Value:
-        """A state of this branch that starts as `old`, its first axis in `order`."""
+    def own(self, old: State, *orders: Sequence[int]) -> Value:
+        """A state of this branch that starts as `old`, its first axes in `orders`."""
         if old not in self._own:
-            new = dataclasses.replace(old, name=f"{self.name}/{old.name}")
-            self.origin.cut(new, old, ((0, tuple(order)),))
+            shape = (*map(len, orders), *old.shape[len(orders) :])
+            new = dataclasses.replace(old, name=f"{self.name}/{old.name}", shape=shape)
+            kept = tuple((axis, tuple(order)) for axis, order in enumerate(orders))
+            self.origin.cut(new, old, kept)
             self.states.append(new)
             self._own[old] = self.graph.read(new)
         return self._own[old]

@@ -102,8 +102,14 @@ def plain(value: Value) -> Channels | None:
     return Channels(tuple(range(size))) if isinstance(size, int) else None
 
 
-def follow(nodes: Sequence[Node], shares: Mapping[Node, float]) -> Followed:
+def follow(
+    nodes: Sequence[Node], shares: Mapping[Node, float], merged: Collection[Node] = (),
+    legacy: bool = False, shared_inputs: bool = False,
+) -> Followed:  # fmt: skip
     """Channels of all values of `nodes`; `shares` has the fraction of every layer.
+
+    The halves that `merged` nodes make are merged into plain values. With `legacy`, convolutions
+    larger than 1x1 are never one matrix for all. Inputs are plain, or shared whole.
 
     Raises `RefusalError` where the halves cannot be followed.
     """
@@ -114,10 +120,13 @@ def follow(nodes: Sequence[Node], shares: Mapping[Node, float]) -> Followed:
         for value in node.inputs:
             if value not in known.channels:
                 outside = value.producer is not None and value.producer not in inside
-                known.channels[value] = plain(value) if value.is_input or outside else None
+                found = plain(value) if value.is_input or outside else None
+                if found is not None and shared_inputs:
+                    found = Channels(found.order, len(found.order))
+                known.channels[value] = found
         x = known.channels[node.inputs[0]] if node.inputs else None
         if isinstance(node.op, LAYERS):
-            layer = _layer(node, x, shares[node])
+            layer = _layer(node, x, shares[node], legacy)
             s, u = layer.cut.s, layer.cut.u
             known.layers[node] = layer
             known.channels[node.output] = Channels(tuple(range(s + u)), s)
@@ -129,9 +138,18 @@ def follow(nodes: Sequence[Node], shares: Mapping[Node, float]) -> Followed:
             known.channels[node.outputs[0]] = None
         else:
             _reads_no_states(node, static)
-            found = [known.channels[v] for v in node.inputs]
-            known.channels[node.outputs[0]] = _rule_of(node)(node, found)
+            operands = [known.channels[v] for v in node.inputs]
+            known.channels[node.outputs[0]] = _rule_of(node)(node, operands)
+        if node in merged:
+            known.channels[node.outputs[0]] = _merged(node, known.channels[node.outputs[0]])
     return known
+
+
+def _merged(node: Node, c: Channels | None) -> Channels:
+    """The half merge: both halves as one plain value."""
+    if c is None or not c.in_order:
+        refuse(node, "halves can be merged only where channels stand as in the plain network")
+    return Channels(c.order)
 
 
 def _cut_once(node: Node, cut: object, cuts: dict[State, tuple[Node, object]]) -> None:
@@ -148,7 +166,7 @@ def _cut_once(node: Node, cut: object, cuts: dict[State, tuple[Node, object]]) -
             refuse(node, f"it reads {value.label} as {first.path} does, but their halves differ")
 
 
-def _layer(node: Node, x: Channels | None, share: float) -> Layer:
+def _layer(node: Node, x: Channels | None, share: float, legacy: bool = False) -> Layer:
     n, inner = (d for d in node.inputs[1].shape[:2] if isinstance(d, int))
     if x is None:
         refuse(node, f"it reads {node.inputs[0].label}, which has no number of channels")
@@ -158,7 +176,8 @@ def _layer(node: Node, x: Channels | None, share: float) -> Layer:
         refuse(node, str(error))
     groups = node.op.groups if isinstance(node.op, Conv) else 1
     if groups == 1:
-        return Layer(Cut(*x.sizes, s, n - s), x)
+        area = prod(d for d in node.inputs[1].shape[2:] if isinstance(d, int))
+        return Layer(Cut(*x.sizes, s, n - s, whole=area == 1 or not legacy), x)
     if not x.in_order or 0 < s < n:
         refuse(
             node,
