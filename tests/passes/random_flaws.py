@@ -12,6 +12,7 @@ from dataclasses import replace
 from random_nets import (
     CHANNELS,
     CLASSES,
+    ENDLESS,
     GATES,
     LINEAR,
     LOOSE,
@@ -29,6 +30,7 @@ from random_nets import (
     learned,
     norm_used_twice,
     trunk,
+    undecided_gate,
 )
 
 from branchgraph.ir.builder import (
@@ -87,8 +89,8 @@ THEME_STEP, FLAW_STEP = 0.6180339887498949, 0.7548776662466927
 
 
 def linear(d: Dice) -> Net:
-    h = trunk(d, image(d, "linear"), LINEAR, 4, 6, *[folding] * d.chance(0.8))
-    steps: list[Pass] = [FoldBatchNorm()] if d.chance(0.75) else []
+    h = trunk(d, image(d, "linear"), LINEAR, 8, 10, *[folding] * d.chance(0.8))
+    steps: list[Pass] = [FoldBatchNorm()] if d.chance(0.9) else []
     fusing = FuseBranches(bias_maps=d.chance(0.1), concats=d.chance(0.1), grow=d.chance(0.05))
     suited = ("fuse_branches", "fold_batch_norm", "specialise", "cast")
     return Net(_formed(d, headed(h), 0.75), [*steps, fusing, FuseSiblings(launch=10**12)], suited)
@@ -110,9 +112,12 @@ def beside(d: Dice) -> Net:
 
 
 def gated(d: Dice) -> Net:
-    mode = d.pick(("declared", "declared", "inference", "training", "training"))
-    twice = [norm_used_twice] if mode == "training" else [gated_norm] * (mode == "declared")
-    graph = headed(trunk(d, image(d, "gated"), GATES, 3, 5, *twice))
+    mode = d.pick((*("declared",) * 3, "inference", *("training",) * 3))
+    first = {
+        "training": (norm_used_twice,),
+        "declared": (*d.shuffled(gated_norm, norm_used_twice), undecided_gate),
+    }
+    graph = headed(trunk(d, image(d, "gated"), GATES, 3, 5, *first.get(mode, ())))
     if mode != "declared":
         graph = specialise(graph, training=mode == "training")
     steps = d.shuffled(*_PRUNING)
@@ -124,9 +129,11 @@ _PRUNING: tuple[Pass, ...] = (PruneGates(), PruneChannels())
 
 
 def scored(d: Dice) -> Net:
-    h = trunk(d, image(d, "scored"), SCORES[: d.pick((4, 4, 5))], 3, 5)
+    h = trunk(d, image(d, "scored"), SCORES[: d.pick((4, 5))], 3, 5)
     steps = d.shuffled(HardenGates(), HardenGates(), PruneGates(), PruneChannels())
-    return Net(_formed(d, headed(h), 0.2), steps, ("harden_gates", "cast"))
+    graph = headed(h)
+    finite = not any(node.name.startswith(ENDLESS) for node in graph.nodes)
+    return Net(_formed(d, graph, 0.2), steps, ("harden_gates", "cast"), finite)
 
 
 def _formed(d: Dice, graph: Graph, p: float = 0.4) -> Graph:
@@ -139,15 +146,17 @@ def _formed(d: Dice, graph: Graph, p: float = 0.4) -> Graph:
 def trained(d: Dice) -> Net:
     """A training step, most often of a low precision with a loss scale that moves."""
     x = Graph("trained").input("x", ("N", CHANNELS))
-    h = relu(batch_norm(dense(x, 4, name="fc1")))
+    h = x if d.chance(0.4) else dense(x, 4, bias=False, name="fc1")
+    h = relu(batch_norm(h) if d.chance(0.2) else h)
     scores = d.chance(0.5)
     if scores:
         h = gate(h, learned(h, (4,), Role.GATE))
-    whole = d.chance(0.3)
+    whole = d.chance(0.45)
     if whole:
         for name in ("branch1", "branch2"):
             with branch(name):
-                x.graph.output(name, dense(dropout(h, 0.1), CLASSES, name="fc"))
+                h = dropout(h, 0.1) if d.chance(0.25) else h
+                x.graph.output(name, dense(h, CLASSES, bias=False, name="fc"))
     else:
         x.graph.output("logits", dense(h, CLASSES, name="fc"))
     graph = x.graph
@@ -155,14 +164,8 @@ def trained(d: Dice) -> Net:
         graph = MixedPrecision(dtype=DType.F16, loss_scale=8.0, dynamic=True).apply(graph)
     graph = differentiate(joint_loss(specialise(graph, training=True)))
     rule = SGD(learning_rate=0.1, gates=MaskSGD()) if scores else SGD(learning_rate=0.1)
-    steps: list[Pass] = [SplitEnsemble("branch1")] * whole
-    steps += [
-        PruneGates(),
-        PruneChannels(),
-        PruneChannels(),
-        ShareWeights(),
-        *[HardenGates()] * scores,
-    ]
+    steps: list[Pass] = d.shuffled(PruneGates(), PruneChannels(), ShareWeights())[:2]
+    steps += [SplitEnsemble("branch1")] * whole + [HardenGates()] * scores  # type: ignore[operator]
     return Net(rule.attach(graph), [SkipOverflow(), *d.shuffled(*steps)], ("skip_overflow",))
 
 
@@ -175,7 +178,7 @@ def one_layer(d: Dice) -> Net:
     # Products of two symbols are no sizes.
     x = image(d, "one_layer", batch=2 if {_open_channels, _gram} & {*flaws} else "N")
     h, count = x, 0
-    for build in d.shuffled(*flaws, *_WIDE_FIT[: d.number(1, 2)]):
+    for build in d.shuffled(*flaws, *d.shuffled(*_WIDE_FIT)[: d.chance(0.6)]):
         count += 1
         h = build(d, conv(h, CHANNELS, 3, pad=1, name=f"wide{count}"))
         h = conv(h, CHANNELS, 1, name=f"back{count}")
@@ -284,7 +287,7 @@ def family(d: Dice) -> Net:
     x.graph.output("logits", MXNET.head(h, CLASSES))
     steps = d.shuffled(*map(MergeAndRun, FORMS))
     own: list[Pass] = [MergeAndRun(form)] if fit else []
-    return Net(x.graph, [*own, *steps[:6]], ("merge_and_run",))
+    return Net(x.graph, [*own, *steps], ("merge_and_run",))
 
 
 def _body(h: Value, units: int, kernel: int = 3) -> Value:
@@ -359,19 +362,18 @@ _FAMILY_FLAWS: tuple[Callable[[Dice, Value], Value], ...] = (
     lambda d, h: h,
     lambda d, h: _body(h, 1),
     _apart,
-    _streams,
-    _read_outside,
-    *[lambda d, h: relu(merge_sum(h, _body(h, 2), h))] * 2,
-    _uneven_streams,
-    _long_line,
-    lambda d, h: relu(merge_sum(h, h)),
-    lambda d, h: relu(merge_sum(h, _body(h, 2, kernel=5))),
-    lambda d, h: relu(max_pool(MXNET.unit(h, CHANNELS, 3), 3, stride=1, pad=1)),
-    _of_two,
-    lambda d, h: relu(merge_sum(h, conv(relu(_body(h, 1)), CHANNELS, 3, pad=1))),
-    lambda d, h: relu(merge_sum(h, batch_norm(conv(h, CHANNELS, 3, pad=1, groups=2)))),
-    _odd_units,
-    _odd_units,
+    *[_streams] * 2,
+    *[_read_outside] * 3,
+    *[lambda d, h: relu(merge_sum(h, _body(h, 2), h))] * 3,
+    *[_uneven_streams] * 3,
+    *[_long_line] * 2,
+    *[lambda d, h: relu(merge_sum(h, h))] * 2,
+    *[lambda d, h: relu(merge_sum(h, _body(h, 2, kernel=5)))] * 3,
+    *[lambda d, h: relu(max_pool(MXNET.unit(h, CHANNELS, 3), 3, stride=1, pad=1))] * 2,
+    *[_of_two] * 3,
+    *[lambda d, h: relu(merge_sum(h, conv(relu(_body(h, 1)), CHANNELS, 3, pad=1)))] * 2,
+    *[lambda d, h: relu(merge_sum(h, batch_norm(conv(h, CHANNELS, 3, pad=1, groups=2))))] * 2,
+    *[_odd_units] * 3,
 )
 
 
@@ -382,9 +384,9 @@ def exits(d: Dice) -> Net:
     """A chain of layers with exits, or with a flaw."""
     graph = Graph("exits")
     h = graph.input("x", (3 if d.chance(0.35) else "N", CHANNELS, 6, 6))
-    way_out = d.pick(("exit",) * 5 + ("two", "two", "two", "cube", "cube", "plain", "plain"))
-    early = 0.1 if way_out in ("cube", "plain") else 0.8
-    averaged = d.pick((1, 2, None))
+    way_out = d.pick(("exit",) * 7 + ("two", "two", "two", "cube", "cube", "plain", "plain"))
+    averaged = d.pick((1, 1, 2, None))
+    early = 0.1 if way_out in ("cube", "plain") else 0.9 if averaged else 0.7
     count = d.number(2, 3)
     for k in range(1, count + 1):
         h = relu(conv(h, CHANNELS, 3, pad=1, name=f"conv{k}"), name=f"relu{k}")
@@ -392,10 +394,10 @@ def exits(d: Dice) -> Net:
             _early(d, h, f"exit{k}")
         if k == averaged:
             h = h * graph.emit(make("reduce_mean", axes=(0,), keepdims=True), h, name="average")
-    if d.chance(0.5):
+    if d.chance(0.75):
         h = concat(*graph.apply(Split(axis=1, sizes=(2, 2)), h, name="parts"))
     _last(graph, dense(global_average_pool(h, name="pool"), CLASSES, name="fc"), way_out)
-    if d.chance(0.25):
+    if d.chance(0.1 if averaged else 0.8):
         graph.output("more", relu(h, name="more"))
     return Net(graph, _exit_steps(d, graph, count), ("insert_exits", "specialise", "remove_exits"))
 
@@ -422,15 +424,16 @@ def _exit_steps(d: Dice, graph: Graph, count: int) -> list[Pass]:
     odd = [n for n in names if n in ("average", "parts", "more", "last")]
     some = tuple(dict.fromkeys([*odd, *d.some(names, 1, 2)]))
     number = d.pick((0, 0, len(some), 5))
-    return d.shuffled(
+    low: list[Pass] = [Specialise(exits="select")] * d.chance(0.9 if "average" in names else 0.4)
+    return low + d.shuffled(
         InsertExits(after=some, head=d.pick(("pool", "conv", "dense")), weights=(1.0,) * number),
         InsertExits(after=(f"relu{count}", "conv1"), head=d.pick(("pool", "dense"))),
         *[InsertExits(after=("conv1",), head="pool", weights=(1.0,) * 5)] * 2,
         *[InsertExits(after=(*odd, "pool"), head="conv")] * 2,
         InsertExits(after=("relu1",), head="dense"),
         InsertExits(after=("relu1", "conv2"), head="pool"),
-        *[InsertExits(at=(0.45, 0.46), head="pool")] * 3,
-        *[Specialise(exits="select")] * 4,
+        *[InsertExits(at=(0.45, 0.46), head=head) for head in ("pool", "pool", "conv", "dense")],
+        *[Specialise(exits="select")] * 2,
         RemoveExits(d.pick(((), ("exit1",), ("exit9",)))),
         RemoveExits(("exit8",)),
     )
@@ -460,17 +463,20 @@ def moving(d: Dice) -> Net:
     ways = (
         ("last", "relu2"), ("exit1", "relu1"), ("exit1", "relu1"), ("exit1", "exit1/fc1"),
         ("exit3", "aside"), ("exit1", "relu3"), ("exit3", "relu1"), ("exit1", "small"),
-        ("exit3", "fc"), ("exit1", "relu2"), ("exit3", "relu4"), ("exit3", "relu2"),
+        ("exit3", "fc"), ("exit1", "aside"), ("exit3", "exit3/fc3"),
+        ("exit1", "relu2"), ("exit3", "relu4"), ("exit3", "relu2"),
         ("exit3", "relu2"),
     )  # fmt: skip
-    steps: list[Pass] = [MoveExit(*way) for way in d.shuffled(*ways)[:9]]
+    steps: list[Pass] = [MoveExit(*way) for way in d.shuffled(*ways)]
     graph.keep(output=lambda name: name != "aside" or d.chance(0.6))
-    return Net(graph, [*steps, RemoveExits()], ("move_exit", "remove_exits"))
+    return Net(
+        graph, [*steps, RemoveExits(("exit9",)), RemoveExits()], ("move_exit", "remove_exits")
+    )
 
 
 def closed_exits(d: Dice) -> Net:
     """Exits behind closed gates."""
-    graph, read = Graph("closed_exits"), d.chance(0.4)
+    graph, read = Graph("closed_exits"), d.chance(0.5)
     h = graph.input("x", ("N", CHANNELS))
     for k in (1, 2):
         h = relu(dense(h, CHANNELS, name=f"fc{k}"))
@@ -511,12 +517,14 @@ def plain(d: Dice) -> Net:
     """
     x = Graph("plain").input("x", ("N", CHANNELS, 6, 6))
     h = relu(conv(x, CHANNELS, 3, pad=1, name="c0"), name="place0")
-    kind = d.turn(("fit", "constant", "masks", "masks", *("halves",) * 5), FLAW_STEP)
+    kind = d.turn(("fit", "constant", *("masks",) * 3, *("halves",) * 4), FLAW_STEP)
     steps: list[Pass] = [ShareWeights(2, (7.0,))] * d.chance(0.5)
     steps += [ShareWeights(2, after="fc")] * d.chance(0.4)
     if kind == "fit":
         h = _sharable(d, h)
-        steps += [ShareWeights(2, merge="after_mean", after="place0")] * 2
+        steps += [
+            ShareWeights(k, merge="after_mean", after=p) for k in (2, 3) for p in ("", "place0")
+        ]
         steps += [ShareWeights(2, (d.pick((0.25, 0.5, 1.0)),), merge=d.pick(("none", "mean"))),
                   SplitEnsemble("branch1")]  # fmt: skip
         x.graph.output("features", h)
@@ -525,7 +533,7 @@ def plain(d: Dice) -> Net:
         steps += [ShareWeights(k, (share,)) for k in (2, 3) for share in (0.25, 0.5)]
     else:
         flaws = _MASK_FLAWS if kind == "masks" else _SHARE_FLAWS
-        for k, (build, step) in enumerate(d.shuffled(*flaws)[:7], start=1):
+        for k, (build, step) in enumerate(d.shuffled(*flaws)[:12], start=1):
             steps.append(replace(step, after=f"place{k - 1}"))
             y = build(d, relu(conv(h, CHANNELS, 1, name=f"c{k}")))
             h = relu(_restored(y, h), name=f"place{k}")
@@ -675,21 +683,21 @@ _MASK_FLAWS: tuple[Sharing, ...] = (
 
 #: Themes with their weights.
 THEMES: tuple[tuple[float, Callable[[Dice], Net]], ...] = (
-    (0.20, linear),
-    (0.045, averaged),
-    (0.13, beside),
-    (0.16, gated),
-    (0.13, scored),
-    (0.25, trained),
-    (0.155, one_layer),
-    (0.05, deeper),
-    (0.24, family),
-    (0.25, exits),
-    (0.15, moving),
-    (0.075, closed_exits),
-    (0.025, around_exits),
-    (0.22, plain),
-    (0.16, ensemble),
+    (0.28, linear),
+    (0.075, averaged),
+    (0.19, beside),
+    (0.28, gated),
+    (0.24, scored),
+    (0.45, trained),
+    (0.38, one_layer),
+    (0.12, deeper),
+    (0.40, family),
+    (0.38, exits),
+    (0.24, moving),
+    (0.15, closed_exits),
+    (0.065, around_exits),
+    (0.39, plain),
+    (0.26, ensemble),
 )
 
 

@@ -37,7 +37,7 @@ from branchgraph.ir.builder import (
     tanh,
     weighted_sum,
 )
-from branchgraph.ir.functions import clip, pad, scale_channels
+from branchgraph.ir.functions import clip, pad, sample_conv, scale_channels
 from branchgraph.ir.graph import Graph, Value, branch
 from branchgraph.ir.ops.elementwise import cast
 from branchgraph.ir.state import Role, State
@@ -90,6 +90,8 @@ class Net:
     meant: list[Pass] = field(default_factory=list)
     #: Spellings of passes that suit the theme.
     suited: tuple[str, ...] = ()
+    #: Whether all gates are finite, whatever the scores; `exact` speaks of no others.
+    finite: bool = True
 
 
 Motif = Callable[[Dice, Value], Value]
@@ -176,7 +178,8 @@ def published(d: Dice, h: Value) -> Value:
 
 
 def one_then_square(d: Dice, h: Value) -> Value:
-    return conv(conv(h, d.pick((3, 6)), 1, bias=d.chance()), CHANNELS, 3, pad=d.pick((0, 1, 1)))
+    first = conv(h, d.pick((3, 6)), 1, bias=d.chance(0.7))
+    return conv(first, CHANNELS, 3, pad=d.pick((0, 1, 1, 1)))
 
 
 def square_then_one(d: Dice, h: Value) -> Value:
@@ -187,6 +190,12 @@ def square_then_one(d: Dice, h: Value) -> Value:
 def square_twice(d: Dice, h: Value) -> Value:
     first = conv(h, d.pick((4, 12)), 3, pad=1, bias=d.chance())
     return conv(first, d.pick((2, CHANNELS)), d.pick((2, 3)), pad=d.pick((0, 1)))
+
+
+def padded_twice(d: Dice, h: Value) -> Value:
+    """Beyond the border that the second pads, the first is not zero."""
+    kernel, border = d.pick(((3, 1), ((1, 3), (0, 1)), ((3, 1), (1, 0))))
+    return conv(conv(h, d.pick((2, CHANNELS)), kernel, pad=border), CHANNELS, kernel, pad=border)
 
 
 def adjusted(d: Dice, h: Value) -> Value:
@@ -212,6 +221,13 @@ def gated_dense(d: Dice, h: Value) -> Value:
     return weighted_sum([dense(means, 5) for _ in range(2)], weights)
 
 
+def computed_kernels(d: Dice, h: Value) -> Value:
+    """Kernels that are computed for each sample, and a batch norm behind them."""
+    kernels = dense(global_average_pool(h), CHANNELS * CHANNELS)
+    shape = (h.shape[0], CHANNELS, CHANNELS, 1, 1)
+    return batch_norm(sample_conv(h, reshape(kernels, shape)))
+
+
 def side_by_side(d: Dice, h: Value) -> Value:
     parts = [conv(h, d.pick((2, 3)), k, pad=k // 2) for k in d.some((1, 3, 3), 2, 3)]
     return concat(*parts, normed(d, h)) if d.chance() else concat(*parts)
@@ -223,9 +239,9 @@ def joined(d: Dice, h: Value) -> Value:
 
 
 def pooled(d: Dice, h: Value) -> Value:
-    if d.chance(0.35):
+    if d.chance(0.45):
         return conv(average_pool(h, 3, stride=1, pad=1, divisor="inside"), CHANNELS, 1)
-    if d.chance(0.8):
+    if d.chance(0.9):
         divisor = "padded"
         return conv(average_pool(h, 2, stride=2, cover_all=True, divisor=divisor), CHANNELS, 1)
     return average_pool(conv(h, CHANNELS, d.pick((1, 3)), pad=1), 2, stride=2)
@@ -252,7 +268,7 @@ def not_linear(d: Dice, h: Value) -> Value:
 def read_twice(d: Dice, h: Value) -> Value:
     y = conv(h, CHANNELS, 3, pad=1)
     other = conv(h, CHANNELS, 1)
-    z = batch_norm(y) if d.chance(0.6) else merge_sum(y, other)
+    z = batch_norm(y) if d.chance(0.75) else merge_sum(y, other)
     return concat(z, relu(y)) if d.chance() else merge_product(z, tanh(y))
 
 
@@ -341,7 +357,7 @@ def uneven_siblings(d: Dice, h: Value) -> Value:
         graph.input("rows", ("M", 4))
         graph.input("w", (3, 4))
     g, g64, rows, w = (graph.inputs[k] for k in ("g", "g64", "rows", "w"))
-    kind = d.pick(("dtype", "dtype", "rows", "rows", "attributes", "attributes", "depth", "depth"))
+    kind = d.pick(("dtype", "dtype", *("rows",) * 4, "attributes", "attributes", "depth", "depth"))
     if kind == "dtype":
         return concat(dense(g, 3), cast(dense(g64, 3), DType.F32))
     if kind == "rows":
@@ -415,10 +431,14 @@ def open_gate(d: Dice, h: Value) -> Value:
     table: list[Callable[[], Value]] = [
         lambda: sigmoid(column(dense(global_average_pool(h), 1))),
         lambda: learned(h, (), Role.CONSTANT),
-        lambda: by_mode(known(h, 1.0), known(h, 0.0)),
-        lambda: by_mode(known(h, 0.5), known(h, 0.0)),
     ]
     return merge_sum(h, gate(conv(h, CHANNELS, 1), d.pick(table)()))
+
+
+def undecided_gate(d: Dice, h: Value) -> Value:
+    """A gate that the mode decides."""
+    decided = by_mode(known(h, d.pick((0.5, 1.0))), known(h, 0.0))
+    return merge_sum(h, gate(conv(h, CHANNELS, 1), decided))
 
 
 def score_gate(d: Dice, h: Value) -> Value:
@@ -430,11 +450,15 @@ def score_gate(d: Dice, h: Value) -> Value:
     return merge_sum(h, y)
 
 
+#: What gates are called that are not finite.
+ENDLESS = "endless"
+
+
 def endless_gate(d: Dice, h: Value) -> Value:
     """A gate that is not finite under any score."""
     score = learned(h, (CHANNELS, 1, 1), Role.GATE)
-    zero = known(h, 0.0)
-    return merge_sum(h, gate(conv(h, CHANNELS, 1), score / (score * zero)))
+    zero, name = known(h, 0.0), h.graph.unused_name(ENDLESS)
+    return merge_sum(h, gate(conv(h, CHANNELS, 1), score / (score * zero), name=name))
 
 
 def norm_used_twice(d: Dice, h: Value) -> Value:
@@ -481,20 +505,19 @@ def clipped(d: Dice, h: Value) -> Value:
 
 LOOSE: tuple[Motif, ...] = (duplicated, constants, single_merges, dead, dropped, clipped)
 LINEAR: tuple[Motif, ...] = (
-    normed, normed, norm_before, norm_before, norm_before, norm_before, parallel, parallel,
-    published, one_then_square, one_then_square, one_then_square, square_then_one, square_twice,
-    square_twice, square_twice, square_twice, adjusted, gated_by_sample, gated_dense, gated_dense,
-    side_by_side, joined, joined, joined, *(pooled,) * 6, *(thinned,) * 4, *(two_strides,) * 3,
-    not_linear, *(read_twice,) * 3, norm_behind_others, norm_behind_others, vector_head,
-    *(open_size,) * 3, padded_apart, residual_block,
+    normed, *(norm_before,) * 5, *(parallel,) * 2, published, *(one_then_square,) * 4,
+    *(computed_kernels,) * 9, square_then_one, *(square_twice,) * 2, *(padded_twice,) * 3,
+    adjusted, gated_by_sample, *(gated_dense,) * 6, side_by_side, *(joined,) * 7, *(pooled,) * 12,
+    *(thinned,) * 7, *(two_strides,) * 5, not_linear, *(read_twice,) * 6,
+    *(norm_behind_others,) * 6, vector_head, *(open_size,) * 4, padded_apart, residual_block,
 )  # fmt: skip
 MEANS: tuple[Motif, ...] = (means, means, residual_block)
 SIBLINGS: tuple[Motif, ...] = (
-    *(siblings,) * 4, wide_siblings, *(vector_siblings,) * 3, *(uneven_siblings,) * 4,
+    *(siblings,) * 6, wide_siblings, *(vector_siblings,) * 3, *(uneven_siblings,) * 5,
 )  # fmt: skip
 GATES: tuple[Motif, ...] = (
-    fixed_gate, fixed_gate, closed_branches, slim, slim, constant_padded, tied_slim, tied_slim,
-    spatial_gate, lonely_gate, *(gated_norm,) * 3, *(open_gate,) * 5,
+    *(fixed_gate,) * 2, closed_branches, *(slim,) * 2, *(constant_padded,) * 2, *(tied_slim,) * 2,
+    spatial_gate, *(lonely_gate,) * 2, *(gated_norm,) * 3, *(open_gate,) * 6, undecided_gate,
 )  # fmt: skip
 SCORES: tuple[Motif, ...] = (score_gate, score_gate, score_gate, fixed_gate, endless_gate)
 
@@ -514,7 +537,7 @@ def trunk(
                 x.graph.output(f"inner{k}", h)
         else:
             x.graph.output(f"y{k}", y)
-    return constants(d, h) if d.chance(0.4) else h
+    return constants(d, h) if d.chance(0.5) else h
 
 
 def headed(h: Value) -> Graph:
