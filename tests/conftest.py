@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
+
+# What is fused must not depend on the clock, nor on what this user's cache remembers.
+os.environ["BRANCHGRAPH_TUNING"] = "cost"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

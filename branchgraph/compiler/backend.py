@@ -12,7 +12,7 @@ from typing import Protocol
 import numpy as np
 
 from branchgraph.compiler.program import Instruction, Program
-from branchgraph.ir.errors import MissingError
+from branchgraph.ir.errors import GraphError, MissingError
 
 
 @dataclass(frozen=True)
@@ -45,11 +45,34 @@ class Results:
     """Arrays of one run, in the order of the program's lists.
 
     The caller owns the outputs; updates and gradients may be the runner's own until its next run.
+    An update that is None was donated: it is in the array of the state already.
     """
 
     outputs: list[np.ndarray]
-    updates: list[np.ndarray]
+    updates: list[np.ndarray | None]
     gradients: list[np.ndarray]
+
+
+@dataclass(frozen=True)
+class Options:
+    """Choices that change speed, and with `fpmath` numbers; a backend refuses what it has not.
+
+    `threads`: number of threads, by default the backend's. `fpmath`: what float32 products may be
+    computed in, `strict` or `bf16` (operands rounded to 8 bits, sums in float32).
+    """
+
+    threads: int | None = None
+    fpmath: str = "strict"
+
+    def __post_init__(self) -> None:
+        if self.threads is not None and self.threads < 1:
+            raise GraphError(f"threads must be at least 1, got {self.threads}")
+        if self.fpmath not in FPMATH:
+            raise GraphError(f"unknown fpmath {self.fpmath!r}; known: {', '.join(FPMATH)}")
+
+
+#: Arithmetic of float32 products.
+FPMATH = ("strict", "bf16")
 
 
 class Runner(Protocol):
@@ -62,7 +85,9 @@ class Runner(Protocol):
         version: int = 0,
         observer: Observer | None = None,
     ) -> Results:
-        """Run once. `states` are in the numbering of the program and are not written.
+        """Run once. `states` are in the numbering of the program.
+
+        Only those whose updates are donated may be written, when all else has been computed.
 
         While `version` is that of the run before, the states hold what they held then.
         """
@@ -88,8 +113,8 @@ class Backend(Protocol):
         """Library, version and threads, for people."""
         ...
 
-    def load(self, program: Program) -> Runner:
-        """Make `program` ready, or raise `UnsupportedError` naming the ops without a kernel."""
+    def load(self, program: Program, options: Options) -> Runner:
+        """Make `program` ready, or raise `UnsupportedError` naming what it has not."""
         ...
 
 

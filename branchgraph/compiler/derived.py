@@ -33,7 +33,8 @@ class Derived:
         if not self.states:
             return []
         store = Store({state: arrays[number] for number, state in self.sources})
-        found = interpret(self.origin, {}, store, precision=DType.F64).updates
+        with np.errstate(all="ignore"):  # infinity and NaN are values, as in a run
+            found = interpret(self.origin, {}, store, precision=DType.F64).updates
         return [np.ascontiguousarray(found[s], s.dtype.numpy) for s in self.states]
 
 

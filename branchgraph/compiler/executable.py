@@ -44,8 +44,8 @@ class Executable:
         self.inputs = dict(zip(names, program.arguments))
         self._output_names = output_names
         self._derived = derived
-        self._derived_values: list[np.ndarray] = []
-        self._derived_at: int | None = None
+        self._values: list[np.ndarray] = []
+        self._read_at: int | None = None
         self._commits = 0
         self._lock = threading.Lock()
 
@@ -86,16 +86,17 @@ class Executable:
         """One run under the lock, its updates committed."""
         store = self.store
         version = store.version() - self._commits  # of what this program does not write itself
-        values = [store.peek(s) for s in self.states]
-        if self._derived.states:
-            if version != self._derived_at:
-                self._derived_values = self._derived.values(values)
-                self._derived_at = version
-            values += self._derived_values
-        results = self._runner.run(arguments, values, version, observer)
-        self._commits += len(results.updates)
+        if version != self._read_at:
+            values = [store.peek(s) for s in self.states]
+            self._values = [*values, *self._derived.values(values)]
+            self._read_at = version
+        results = self._runner.run(arguments, self._values, version, observer)
         for (number, _), value in zip(self.program.updates, results.updates):
-            store.commit(self.states[number], value)
+            if value is None:
+                store.written(self.states[number])
+            else:
+                store.commit(self.states[number], value)
+        self._commits += len(results.updates)
         return results
 
     def _arguments(self, inputs: Mapping[str, np.ndarray | float]) -> dict[str, np.ndarray]:

@@ -7,8 +7,8 @@ a count is zero the instructions of that segment are skipped.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from branchgraph.ir.dims import Dim
 from branchgraph.ir.graph import Graph, Location, Value
@@ -61,6 +61,8 @@ class Program:
     outputs: tuple[int, ...]
     updates: tuple[tuple[int, int], ...]
     gradients: tuple[tuple[int, int], ...]
+    #: Updates, (state, buffer), that a backend may write into the array of the state at once.
+    donated: tuple[tuple[int, int], ...] = ()
 
     @property
     def buffers(self) -> int:
@@ -82,32 +84,21 @@ def schedule(graph: Graph, numbering: Mapping[State, int]) -> Program:
     for node in nodes:
         for value in node.outputs:
             buffer[value] = len(buffer)
-    kept = {buffer[v] for v in graph.roots}
-    last_use = _last_uses(graph, buffer)
-    computed = {buffer[v] for n in nodes for v in n.outputs}
     introduced = {s for n in nodes for s in n.op.introduces}
-    instructions = []
-    for position, node in enumerate(nodes):
-        reads = tuple(buffer[v] for v in node.inputs)
-        writes = tuple(buffer[v] for v in node.outputs)
-        dying = dict.fromkeys(
-            b
-            for b in (*reads, *writes)
-            if b in computed and b not in kept and last_use.get(b, position) == position
+    instructions = [
+        Instruction(
+            node.op,
+            tuple(buffer[v] for v in node.inputs),
+            tuple(buffer[v] for v in node.outputs),
+            (),
+            tuple(v.type for v in node.outputs),
+            _guard(node.outputs, node.op, introduced),
+            node.name,
+            node.scope,
         )
-        instructions.append(
-            Instruction(
-                node.op,
-                reads,
-                writes,
-                tuple(dying),
-                tuple(v.type for v in node.outputs),
-                _guard(node.outputs, node.op, introduced),
-                node.name,
-                node.scope,
-            )
-        )
-    return Program(
+        for node in nodes
+    ]
+    program = Program(
         tuple(instructions),
         tuple(v.type for v in buffer),
         tuple(Argument(n, buffer[v], v.type, v.default) for n, v in graph.inputs.items()),
@@ -116,11 +107,22 @@ def schedule(graph: Graph, numbering: Mapping[State, int]) -> Program:
         tuple((numbering[s], buffer[v]) for s, v in graph.updates.items()),
         tuple((numbering[s], buffer[v]) for s, v in graph.gradients.items()),
     )
+    return replace(program, instructions=with_releases(program.instructions, program))
 
 
-def _last_uses(graph: Graph, buffer: Mapping[Value, int]) -> dict[int, int]:
-    """Position of the last instruction that reads each buffer."""
-    return {buffer[v]: i for i, node in enumerate(graph.nodes) for v in node.inputs}
+def with_releases(instructions: Sequence[Instruction], program: Program) -> tuple[Instruction, ...]:
+    """`instructions`, in a new order, each with the computed buffers that nothing reads later."""
+    computed = {b for i in instructions for b in i.writes} - program.results
+    last_use = {b: n for n, i in enumerate(instructions) for b in i.reads}
+    released = []
+    for position, instruction in enumerate(instructions):
+        dying = dict.fromkeys(
+            b
+            for b in (*instruction.reads, *instruction.writes)
+            if b in computed and last_use.get(b, position) == position
+        )
+        released.append(replace(instruction, releases=tuple(dying)))
+    return tuple(released)
 
 
 def _guard(outputs: tuple[Value, ...], op: Op, introduced: set[str]) -> str | None:

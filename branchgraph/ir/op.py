@@ -222,6 +222,6 @@ def concrete(shape: Shape, what: str) -> tuple[int, ...]:
     """`shape` as plain ints, or `GraphError` asking to bind the symbols."""
     if any(isinstance(d, Dim) for d in shape):
         raise GraphError(
-            f"{what} needs concrete sizes, got {list(map(str, shape))}; use graph.bind"
+            f"{what} needs concrete sizes, got {list(map(str, shape))}; use bind(graph, ...)"
         )
     return tuple(int(d) for d in shape if isinstance(d, int))

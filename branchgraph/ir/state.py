@@ -81,7 +81,8 @@ class Store:
     def __init__(self, values: Mapping[State, np.ndarray] | None = None) -> None:
         self._values: dict[State, np.ndarray] = {}
         self._version = 0
-        self._handed: set[State] = set()
+        #: What was handed out, with the bytes it held when `version` was last asked.
+        self._handed: dict[State, bytes | None] = {}
         for state, value in (values or {}).items():
             self[state] = value
 
@@ -116,7 +117,7 @@ class Store:
 
     def __getitem__(self, state: State) -> np.ndarray:
         array = self.peek(state)
-        self._handed.add(state)
+        self._handed.setdefault(state, None)
         return array
 
     def peek(self, state: State) -> np.ndarray:
@@ -142,13 +143,23 @@ class Store:
     def version(self) -> int:
         """A number that differs from an earlier one if any value may have changed since.
 
-        Besides writes it counts arrays that were handed out: whoever still holds one (or a view of
-        it) may have edited it, which the reference count tells.
+        Besides writes it counts edits of arrays that were handed out: while somebody holds one (or
+        a view of it), which the reference count tells, its bytes are compared with those before.
         """
-        if self._handed:
-            self._version += 1
-            self._handed = {s for s in self._handed if sys.getrefcount(self._values[s]) > _ALONE}
+        for state, before in list(self._handed.items()):
+            array = self._values[state]
+            now = array.tobytes()
+            if now != before:
+                self._version += 1
+            if sys.getrefcount(array) > _ALONE:
+                self._handed[state] = now
+            else:
+                del self._handed[state]
         return self._version
+
+    def written(self, state: State) -> None:
+        """Say that the array of `state` was written where it lies: for backends."""
+        self._version += 1
 
     def commit(self, state: State, value: np.ndarray) -> None:
         """Write `value` into the array of `state`, which its holders go on seeing.
@@ -160,7 +171,7 @@ class Store:
             np.copyto(self._values[state], value)
         else:
             self._values[state] = value
-            self._handed.add(state)
+            self._handed.setdefault(state, None)
 
     def __contains__(self, state: State) -> bool:
         return state in self._values
@@ -176,6 +187,11 @@ class Store:
         return Store({s: v.copy() for s, v in self._values.items()})
 
 
-_PROBE = {None: np.zeros(0)}
-#: What `sys.getrefcount` says of an array that only a dictionary holds.
-_ALONE = sys.getrefcount(_PROBE[None])
+def _references_of_one() -> int:
+    """What `sys.getrefcount` says in `version` of an array that only a dictionary holds."""
+    holder = {None: np.zeros(0)}
+    array = holder[None]
+    return sys.getrefcount(array)
+
+
+_ALONE = _references_of_one()

@@ -2,7 +2,8 @@
 
 All four claim `equal`: the same values at every root, NaN in the same places.
 
-    dead code      a node no output, update or gradient needs is removed (updates are roots)
+    dead code      a node no output, update or gradient needs is removed (updates are roots; so is
+                   a declared batch norm that in training moves statistics which stay)
     common         two nodes with one op and the same inputs become one
     constants      full(c) through data movement and scalar arithmetic is evaluated once
     canonical      add(a, b) of one type -> sum(a, b);  sum(sum(a, b), c) -> sum(a, b, c)
@@ -12,16 +13,18 @@ All four claim `equal`: the same values at every root, NaN in the same places.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
 
+from branchgraph.ir.dims import Dim
 from branchgraph.ir.graph import Graph, Node, Value, at, shared_scope
 from branchgraph.ir.op import Op
 from branchgraph.ir.ops.constant import Full
 from branchgraph.ir.ops.elementwise import Add, Cast
 from branchgraph.ir.ops.merge import Concat, Maximum, Mean, Product, Sum
+from branchgraph.ir.ops.norm import BatchNorm
 from branchgraph.ir.ops.reduce import BroadcastTo
 from branchgraph.ir.ops.reshape import Reshape
 from branchgraph.passes.base import Pass, Report
@@ -32,14 +35,60 @@ class DeadCode(Pass, spelling="dead_code", claim="equal"):
     """Remove what no root needs; inputs stay, since they are the signature."""
 
     def rewrite(self, graph: Graph, report: Report) -> None:
-        needed = nodes_below(v.producer for v in graph.roots if v.producer)
+        alive = living(graph)
         for node in graph.nodes:
-            if node not in needed:
+            if node not in alive:
                 report.matched(node)
-        graph.keep(node=needed.__contains__)
-        rooted = set(graph.roots)
-        reads = {s for s, v in graph.reads.items() if v.users or v in rooted}
-        graph.keep(read=reads.__contains__)
+        keep_only(graph, alive)
+
+
+def keep_only(graph: Graph, nodes: set[Node]) -> None:
+    """Remove all nodes but `nodes`, and the states that nothing reads then."""
+    graph.keep(node=nodes.__contains__)
+    rooted = set(graph.roots)
+    reads = {s for s, v in graph.reads.items() if v.users or v in rooted}
+    graph.keep(read=reads.__contains__)
+
+
+def drop_inputs(graph: Graph, idle: Callable[[Value], bool]) -> None:
+    """Remove inputs that are `idle`, but those that alone bring a symbol that a node has still."""
+    inputs = graph.inputs.values()
+    wanted = {s for n in graph.nodes for v in n.outputs for s in _symbols(v)}
+    wanted -= {s for v in inputs if not idle(v) for s in _symbols(v)}
+    kept = set()
+    for value in inputs:
+        brought = wanted.intersection(_symbols(value))
+        if brought or not idle(value):
+            kept.add(value.name)
+            wanted -= brought
+    graph.keep(input=kept.__contains__)
+
+
+def _symbols(value: Value) -> list[str]:
+    return [s for size in value.shape if isinstance(size, Dim) for s in size.symbols]
+
+
+def living(graph: Graph) -> set[Node]:
+    """What outputs, updates and gradients need, those that the mode will bring among them.
+
+    In training a declared batch norm moves its running statistics, whether its result is read or
+    not. Where anything that lives reads them too (a second application, an output), it lives.
+    """
+    found = needed(graph.roots)
+    norms = [n for n in graph.nodes if isinstance(n.op, BatchNorm) and n not in found]
+    while norms:
+        read = {*graph.roots, *(v for n in found for v in n.inputs)}
+        moving = [n for n in norms if any(v in read for v in n.inputs[3:] if v.state)]
+        if not moving:
+            break
+        found |= nodes_below(moving)
+        norms = [n for n in norms if n not in found]
+    return found
+
+
+def needed(values: Iterable[Value]) -> set[Node]:
+    """The nodes that `values` depend on."""
+    return nodes_below(v.producer for v in values if v.producer)
 
 
 def nodes_below(tops: Iterable[Node]) -> set[Node]:

@@ -26,13 +26,14 @@ Layers are independent if they stand at one level, the longest distance from the
 stands higher. Contracting layers of one level leaves levels as they are, so no cycle can arise.
 Layers between which an exit takes samples away stay apart.
 
-Whether it pays is predicted by `benefit`; measuring is the compiler's.
+Whether it pays is predicted by `benefit`; measuring is the compiler's, which may object to families
+that look worthwhile (`objection`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 from math import prod
 from typing import Any
@@ -81,14 +82,14 @@ class FuseSiblings(Pass, spelling="fuse_siblings", claim="exact"):
         return bool(done)
 
     def _families(
-        self, layers: Iterable[_Layer], kind: _Kind, refusals: dict[Node, str]
-    ) -> Iterator[_Family]:
+        self, layers: Iterable[Layer], kind: _Kind, refusals: dict[Node, str]
+    ) -> Iterator[Family]:
         """Groups of at least two layers that agree in all that their kind asks for."""
-        near: dict[Any, list[_Layer]] = {}
+        near: dict[Any, list[Layer]] = {}
         for layer in layers:
             near.setdefault(kind.near(layer), []).append(layer)
         for candidates in near.values():
-            groups: dict[Any, list[_Layer]] = {}
+            groups: dict[Any, list[Layer]] = {}
             for layer in candidates if len(candidates) > 1 else ():
                 groups.setdefault(tuple(kind.same(layer).items()), []).append(layer)
             for members in groups.values():
@@ -99,32 +100,41 @@ class FuseSiblings(Pass, spelling="fuse_siblings", claim="exact"):
                     refusals.setdefault(members[0].node, reason)
 
     def _worthwhile(
-        self, kind: _Kind, members: list[_Layer], refusals: dict[Node, str]
-    ) -> Iterator[_Family]:
+        self, kind: _Kind, members: list[Layer], refusals: dict[Node, str]
+    ) -> Iterator[Family]:
         """Families of `members`: those of one window first, joined while that pays."""
-        windows: dict[Any, list[_Layer]] = {}
+        windows: dict[Any, list[Layer]] = {}
         for layer in members:
             windows.setdefault(layer.window, []).append(layer)
-        found: list[_Family] = []
+        found: list[Family] = []
         for group in sorted(windows.values(), key=lambda group: prod(group[0].kernel)):
-            apart = _Family(kind, tuple(group))
-            joined = _Family(kind, (*found[-1].layers, *group)) if found else apart
+            apart = Family(kind, tuple(group))
+            joined = Family(kind, (*found[-1].layers, *group)) if found else apart
             if found and self.benefit(joined) >= self._gain(found[-1]) + self._gain(apart):
                 found[-1] = joined
             else:
                 found.append(apart)
         for family in found:
+            reason = ""
             if self._gain(family):
-                yield _Family(kind, tuple(layer for layer in members if layer in family.layers))
-                continue
-            whole = family if len(family.layers) > 1 else _Family(kind, tuple(members))
+                ordered = Family(kind, tuple(layer for layer in members if layer in family.layers))
+                reason = self.objection(ordered)
+                if not reason:
+                    yield ordered
+                    continue
+            whole = family if len(family.layers) > 1 else Family(kind, tuple(members))
+            reason = reason or f"it would not pay: {self._account(whole)}"
             for layer in family.layers:
-                refusals.setdefault(layer.node, f"it would not pay: {self._account(whole)}")
+                refusals.setdefault(layer.node, reason)
 
-    def _gain(self, family: _Family) -> int:
+    def objection(self, family: Family) -> str:
+        """Why a family that is predicted to pay stays apart; empty to fuse it. To be overridden."""
+        return ""
+
+    def _gain(self, family: Family) -> int:
         return max(0, self.benefit(family)) if len(family.layers) > 1 else 0
 
-    def benefit(self, family: _Family) -> int:
+    def benefit(self, family: Family) -> int:
         """Predicted gain of fusing, in multiply-accumulates.
 
             launch (B - 1) - move (elements copied) - (multiplications by zero)
@@ -132,22 +142,23 @@ class FuseSiblings(Pass, spelling="fuse_siblings", claim="exact"):
         Copied are the inputs, if there are several, and in training the kernels. A split is a view.
         """
         saved = self.launch * (len(family.layers) - 1)
-        return saved - self.move * self._copied(family) - family.zero_macs(self.batch)
+        return saved - self.move * self.copied(family) - family.zero_macs(self.batch)
 
-    def _copied(self, family: _Family) -> int:
+    def copied(self, family: Family) -> int:
+        """Elements that are moved because `family` is fused."""
         layers = family.layers
         inputs = sum(_at(layer.x.type.size, self.batch) for layer in layers)
         kernels = sum(_at(v.type.size, 1) for layer in layers for v in layer.node.inputs[1:])
         return inputs * family.kind.stacked + kernels * self.training
 
-    def _account(self, family: _Family) -> str:
+    def _account(self, family: Family) -> str:
         return (
-            f"{len(family.layers) - 1} kernel starts saved, {self._copied(family):,} elements "
+            f"{len(family.layers) - 1} kernel starts saved, {self.copied(family):,} elements "
             f"moved, {family.zero_macs(self.batch):,} multiplications by zero"
         )
 
     def _fused(
-        self, graph: Graph, family: _Family, report: Report, refusals: dict[Node, str]
+        self, graph: Graph, family: Family, report: Report, refusals: dict[Node, str]
     ) -> set[Node]:
         """Put one layer in the place of a family; the nodes that went."""
         nodes = [layer.node for layer in family.layers]
@@ -166,7 +177,7 @@ class FuseSiblings(Pass, spelling="fuse_siblings", claim="exact"):
 
 
 @dataclass(frozen=True, eq=False)
-class _Layer:
+class Layer:
     """A convolution or dense layer, where it stands, and the exits that it leads to."""
 
     node: Node
@@ -198,7 +209,7 @@ class _Layer:
         return _at(self.weight.shape[0], 1)
 
 
-def _layers(graph: Graph) -> list[_Layer]:
+def _layers(graph: Graph) -> list[Layer]:
     """The layers of `graph`, but for those that compute parameters."""
     levels: dict[Node, int] = {}
     nodes = graph.nodes
@@ -208,7 +219,7 @@ def _layers(graph: Graph) -> list[_Layer]:
         levels[node] = highest + 1 if highest else 0
     exits = _exits(nodes)
     return [
-        _Layer(n, levels[n], exits[n])
+        Layer(n, levels[n], exits[n])
         for n in nodes
         if isinstance(n.op, (Conv, Dense)) and levels[n] and _concrete(n.inputs[1:])
     ]
@@ -241,12 +252,12 @@ def _at(size: DimLike, batch: int) -> int:
 class _Kind:
     """A way to fuse: what makes layers candidates, and what they must agree in besides."""
 
-    near: Callable[[_Layer], Any]
-    same: Callable[[_Layer], Fields]
+    near: Callable[[Layer], Any]
+    same: Callable[[Layer], Fields]
     stacked: bool
 
 
-def _of_one_input(layer: _Layer) -> Fields:
+def _of_one_input(layer: Layer) -> Fields:
     common: Fields = {"depth": layer.level, "exits": layer.exits}
     op = layer.conv
     if op is None:
@@ -260,7 +271,7 @@ def _of_one_input(layer: _Layer) -> Fields:
     }
 
 
-def _of_one_shape(layer: _Layer) -> Fields:
+def _of_one_shape(layer: Layer) -> Fields:
     # Behind an exit rows are thinned out on axis 0, where a stack has its layers.
     alone = layer.exits and layer.conv is None
     return {
@@ -285,7 +296,7 @@ _REASONS = {
 }
 
 
-def _difference(kind: _Kind, layer: _Layer, candidates: Iterable[_Layer]) -> str:
+def _difference(kind: _Kind, layer: Layer, candidates: Iterable[Layer]) -> str:
     """Why `layer` agrees with none of `candidates`."""
     mine = kind.same(layer)
     others = [kind.same(other) for other in candidates if other is not layer]
@@ -293,7 +304,7 @@ def _difference(kind: _Kind, layer: _Layer, candidates: Iterable[_Layer]) -> str
     name = next(k for k, v in mine.items() if nearest[k] != v)
     if name in _REASONS:
         return _REASONS[name]
-    return f"its {name} is {_text(mine[name])}, beside {_text(nearest[name])}"
+    return f"it differs in {name}: {_text(mine[name])}, beside {_text(nearest[name])}"
 
 
 def _text(value: Any) -> str:
@@ -304,14 +315,19 @@ def _text(value: Any) -> str:
 
 
 @dataclass(frozen=True)
-class _Family:
+class Family:
     """Layers that are to become one."""
 
     kind: _Kind
-    layers: tuple[_Layer, ...]
+    layers: tuple[Layer, ...]
+
+    def over(self, nodes: Iterable[Node]) -> Family:
+        """The same family in a copy of its graph, where its layers are `nodes`."""
+        there = (replace(layer, node=node) for layer, node in zip(self.layers, nodes))
+        return replace(self, layers=tuple(there))
 
     @property
-    def first(self) -> _Layer:
+    def first(self) -> Layer:
         return self.layers[0]
 
     @property
@@ -384,7 +400,7 @@ class _Family:
             end.append(trailing)
         return tuple(kernel), (*begin, *end)
 
-    def _embedded(self, layer: _Layer, kernel: Sequence[int], pad: Sequence[int]) -> Value:
+    def _embedded(self, layer: Layer, kernel: Sequence[int], pad: Sequence[int]) -> Value:
         """The kernel of `layer` in the common window."""
         conv, weight = layer.conv, layer.weight
         assert conv is not None
@@ -401,7 +417,7 @@ class _Family:
     def _biases(self) -> list[Value]:
         return [self._bias(layer) for layer in self.layers]
 
-    def _bias(self, layer: _Layer) -> Value:
+    def _bias(self, layer: Layer) -> Value:
         given = layer.node.inputs[2:]
         if given:
             return given[0]

@@ -31,7 +31,7 @@ from branchgraph.ir.rebuild import clone
 from branchgraph.ir.state import Role, State
 from branchgraph.ir.types import DType
 from branchgraph.passes.base import Report
-from branchgraph.passes.clean import nodes_below
+from branchgraph.passes.clean import living, nodes_below
 from branchgraph.passes.constant_arrays import write
 
 _LEAST, _MOST, _RUNS = ".profile.least", ".profile.most", "gates.profile.runs"
@@ -103,7 +103,7 @@ def harden_by_profile(graph: Graph, report: Report) -> None:
             _harden(graph, node, states, runs, report)
     profile = set(states.values())
     graph.keep(update=lambda s: s not in profile)
-    graph.keep(node=nodes_below(v.producer for v in graph.roots if v.producer).__contains__)
+    graph.keep(node=living(graph).__contains__)
     graph.keep(read=lambda s: s not in profile)
     graph.touch()
 

@@ -37,7 +37,7 @@ from branchgraph.ir.ops.reduce import TopK
 from branchgraph.ir.rebuild import clone_with_map
 from branchgraph.ir.state import Role, State, Store
 from branchgraph.passes.base import Pass, Report
-from branchgraph.passes.clean import DeadCode, nodes_below
+from branchgraph.passes.clean import DeadCode, living, nodes_below
 from branchgraph.passes.constant_arrays import write
 from branchgraph.passes.gate_profiles import harden_by_profile
 from branchgraph.passes.specialise import specialise
@@ -120,7 +120,8 @@ class HardenGates(Pass, spelling="harden_gates", claim="different"):
         for state in scores:
             report.matched(state.name)
         if arrays:
-            flat = np.concatenate([a.reshape(-1) for a in arrays.values()])
+            # Gates of several low types have no type in common but this.
+            flat = np.concatenate([a.reshape(-1).astype(np.float64) for a in arrays.values()])
             closed, opened = int((flat == 0).sum()), int((flat == 1).sum())
             report.noted(
                 f"{flat.size} gates: {closed} closed, {opened} open, "
@@ -177,8 +178,7 @@ def _scores(value: Value) -> list[State]:
 
 def _remove_dead(graph: Graph) -> None:
     """Remove what no root needs, and the scores that nothing reads then."""
-    needed = nodes_below(v.producer for v in graph.roots if v.producer)
-    graph.keep(node=needed.__contains__)
+    graph.keep(node=living(graph).__contains__)
     roots = set(graph.roots)
     reads = graph.reads
     graph.keep(read=lambda s: s.role is not Role.GATE or bool(reads[s].users) or reads[s] in roots)

@@ -47,7 +47,8 @@ def lower_exits(graph: Graph) -> Graph:
     """A graph with outputs `logits` [N, classes] and `exit` [N] (i64, counted from 0).
 
     A graph without early exits comes back with its exits' values as they are. Raises `RefusalError`
-    when exits are not in one line, other outputs are asked for, or an op after a cut mixes rows.
+    when exits are not in one line with the last one at its end, other outputs are asked for, or an
+    op after a cut mixes rows.
     """
     found = exits_of(graph)
     if not any(len(n.inputs) > 1 for n in found):
@@ -88,6 +89,12 @@ class _Lower:
                 "exactly the last exit has no threshold, got these without one: "
                 + (", ".join(n.path for n in last) or "none")
             )
+        for node in self.exits[:-1]:
+            if self.exits[-1] in nodes_below([node]):
+                raise RefusalError(
+                    f"{node.path} stands behind the last exit, which leaves no samples to it; "
+                    "move_exit or remove_exits first"
+                )
 
     def _segments(self) -> dict[Node, int]:
         """The first exit that needs each node; nodes no exit needs are left out."""

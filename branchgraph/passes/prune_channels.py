@@ -60,11 +60,12 @@ from branchgraph.passes.channel_facts import (
     has_channels,
     spread,
 )
+from branchgraph.passes.clean import living
 from branchgraph.passes.constant_arrays import write
 from branchgraph.passes.fuse_branches.compose import composed
 from branchgraph.passes.fuse_branches.layer import Layer, call
 from branchgraph.passes.fuse_branches.reading import identity
-from branchgraph.passes.prune_gates import Pruning, needed
+from branchgraph.passes.prune_gates import Pruning
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ class _Slimming:
         self.graph = graph
         self.pruning = pruning
         self.bias_maps = bias_maps
-        self.alive = needed(graph.roots)
+        self.alive = living(graph)
         self.order = [n for n in graph.nodes if n in self.alive]
         self.knowledge = Knowledge(self.order)
         self.roots = set(graph.roots)
@@ -106,7 +107,7 @@ class _Slimming:
 
     def run(self) -> bool:
         """Whether anything was cut."""
-        for value in self.roots:
+        for value in (*self.roots, *self._unread()):
             self.need(value, everything(value))
         for node in reversed(self.order):
             self._ask(node)
@@ -115,6 +116,12 @@ class _Slimming:
             self._build(node)
         self.graph.touch()
         return len(self.pruning.report.matches) > matches
+
+    def _unread(self) -> Iterator[Value]:
+        """Results that nobody reads of what lives all the same."""
+        for node in self.order:
+            if not any(v in self.roots or self.alive.intersection(v.users) for v in node.outputs):
+                yield from node.outputs
 
     def need(self, value: Value, channels: Channels) -> None:
         """Say that somebody reads these channels."""

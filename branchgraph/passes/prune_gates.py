@@ -29,7 +29,6 @@ the running statistics, hidden or not. With the mode chosen, updates say so them
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 from branchgraph.ir.dims import Dim
@@ -43,7 +42,7 @@ from branchgraph.ir.ops.norm import BatchNorm
 from branchgraph.ir.state import Role, State
 from branchgraph.passes.base import Pass, Report
 from branchgraph.passes.channel_facts import Knowledge
-from branchgraph.passes.clean import nodes_below
+from branchgraph.passes.clean import living, needed, nodes_below
 
 
 @dataclass(frozen=True)
@@ -235,8 +234,7 @@ class Pruning:
     def finish(self) -> None:
         """Remove what is dead and write the accounts."""
         self._drop_updates()
-        kept = needed(self.graph.roots)
-        self.graph.keep(node=kept.__contains__)
+        self.graph.keep(node=living(self.graph).__contains__)
         roots, reads = set(self.graph.roots), self.graph.reads
         gone = {s for s in self.read if not reads[s].users and reads[s] not in roots}
         self.graph.keep(read=lambda s: s not in gone)
@@ -281,11 +279,6 @@ class Pruning:
         if gone:
             trained = sum(s.role is Role.PARAMETER for s in gone)
             self.report.noted(f"{len(gone)} states unread now, {trained} of them parameters")
-
-
-def needed(values: Iterable[Value]) -> set[Node]:
-    """The nodes that `values` depend on."""
-    return nodes_below(v.producer for v in values if v.producer)
 
 
 def _applications(graph: Graph) -> dict[State, list[Node]]:

@@ -26,7 +26,7 @@ from branchgraph.ir.ops.gate import ScaleGradient
 from branchgraph.ir.ops.merge import Concat, Mean, Sum
 from branchgraph.ir.state import State
 from branchgraph.passes.base import Pass, Report
-from branchgraph.passes.clean import DeadCode, nodes_below
+from branchgraph.passes.clean import drop_inputs, keep_only, needed, nodes_below
 
 #: Merges that make one output of an ensemble.
 _MERGES = (Mean, Sum, Concat)
@@ -110,11 +110,11 @@ class SplitEnsemble(Pass, spelling="split_ensemble", claim="different"):
         for name, value in outputs.items():
             graph.output(name, value)
         self._unscale(graph, branches)
-        needed = nodes_below(v.producer for v in outputs.values() if v.producer)
-        graph.keep(update=lambda s: self._is_its_own(s, graph.updates[s], needed))
-        DeadCode().rewrite(graph, Report(self.name))
+        below = needed(outputs.values())
+        graph.keep(update=lambda s: self._is_its_own(s, graph.updates[s], below))
+        keep_only(graph, needed(graph.roots))
         used = {v for n in graph.nodes for v in n.inputs} | set(graph.roots)
-        graph.keep(input=lambda name: graph.inputs[name] in used)
+        drop_inputs(graph, lambda value: value not in used)
 
     def _is_its_own(self, state: State, value: Value, needed: set[Node]) -> bool:
         """Whether an update is of the branch or its trunk: it reads what the outputs read.

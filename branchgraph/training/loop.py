@@ -18,6 +18,8 @@ from itertools import islice
 import numpy as np
 
 from branchgraph.compiler import Executable, compile
+from branchgraph.compiler.backend import backend as find_backend
+from branchgraph.compiler.horizontal import fuse_horizontally
 from branchgraph.data import batches
 from branchgraph.ir.errors import GraphError
 from branchgraph.ir.gradient import differentiate
@@ -51,7 +53,9 @@ class Training:
         are (`passes.cast.SkipOverflow`).
         """
         store = Store() if store is None else store
-        training = differentiate(joint_loss(specialise(graph, training=True)))
+        forward = specialise(graph, training=True)
+        forward = fuse_horizontally(forward, find_backend(backend), training=True)
+        training = differentiate(joint_loss(forward))
         whole = optimiser.attach(training)
         if any(state.role is Role.LOSS_SCALE for state in whole.reads):
             whole = SkipOverflow().apply(whole)

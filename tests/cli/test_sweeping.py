@@ -44,7 +44,7 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def pasted(result: Result) -> str:
     """The last line, which must be an option that can be given again."""
-    option, thresholds = result.output.strip().splitlines()[-1].split(" ")
+    option, thresholds = result.stdout.strip().splitlines()[-1].split(" ")
     assert option == "--thresholds"
     return thresholds
 

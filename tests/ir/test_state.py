@@ -132,3 +132,37 @@ def test_dtypes_have_one_spelling() -> None:
         assert format_value(dtype) == dtype.value
     with pytest.raises(ShapeError, match="unknown dtype 'c64'; known: bool"):
         DType.of("c64")
+
+
+def test_the_version_tells_writes_and_edits_by_those_who_hold_an_array() -> None:
+    state = State("a", (3,))
+    store = Store({state: np.zeros(3)})
+    version = store.version()
+    assert store.version() == version
+    held = store[state]
+    held[0] = 1.0
+    assert store.version() != version
+    version = store.version()
+    assert store.version() == version  # held, not edited
+    view = held[1:]
+    del held
+    view[0] = 2.0
+    assert store.version() != version
+    del view
+    version = store.version()
+    store[state][2] = 3.0  # edited and let go between two looks
+    assert store.version() != version
+
+
+@pytest.mark.parametrize("write", ["set", "commit", "written"])
+def test_every_write_is_another_version(write: str) -> None:
+    state = State("a", (3,))
+    store = Store({state: np.zeros(3)})
+    version = store.version()
+    if write == "set":
+        store[state] = np.ones(3)
+    elif write == "commit":
+        store.commit(state, np.ones(3))
+    else:
+        store.written(state)
+    assert store.version() != version

@@ -19,7 +19,7 @@ from branchgraph.ir.builder import (
     relu,
     sigmoid,
 )
-from branchgraph.ir.graph import Graph, Value, branch
+from branchgraph.ir.graph import Graph, Scope, Value, at, branch
 from branchgraph.ir.state import Role, State, Store
 from branchgraph.passes.constant_arrays import write
 
@@ -36,6 +36,14 @@ def fixed(graph: Graph, *numbers: float, shape: tuple[int, ...] | None = None) -
 
 def closed(value: Value) -> Value:
     return gate(value, fixed(value.graph, 0.0))
+
+
+def norm_of_two(graph: Graph, first: Value, second: Value) -> tuple[Value, Value]:
+    """One batch norm applied to two values, as batch norms of shared layers are."""
+    y = batch_norm(first, name="bn")
+    assert y.producer is not None
+    with at((Scope("again"),)):
+        return y, graph.emit(y.producer.op, second, *y.producer.inputs[1:], name="bn")
 
 
 def gate_states(graph: Graph) -> list[State]:

@@ -117,7 +117,7 @@ REASONS: dict[str, tuple[str, ...]] = {
         "an exit stands between them",
         "a stack has layers on axis 0, where exits thin out rows",
         *(
-            f"its {name} is *, beside *"
+            f"it differs in {name}: *, beside *"
             for name in ("stride", "dilation", "groups", "size of the output",
                          "pads between the taps", "dtype", "rows", "attributes")
         ),
@@ -127,6 +127,7 @@ REASONS: dict[str, tuple[str, ...]] = {
         "harden_gates needs the values of the scores, which a graph does not hold; give a .bg "
         "file, or call harden(graph, store)",
         "gate * is not finite under the given scores",
+        "no gate of it has a profile; profile_gates(graph) first",
     ),
     "insert_exits": (
         "* loss weights for * exits before the last one",
@@ -250,7 +251,7 @@ UNREACHED: dict[str, tuple[str, str]] = {
     ),
     "pad_values=true divides by scales, none of which may be 0: give the values of the states, by "
     "a .bg file or run(graph, values=store)": (
-        "the option pad_values, which needs values of states, is not drawn",
+        "the option pad_values is drawn with values of states",
         "test_fuse_branches.py::test_padding_by_channel_needs_the_values_of_the_states",
     ),
     "a scale of * is 0, and no padding stands for its shift; bias_maps=true repairs it for a known "
@@ -258,22 +259,23 @@ UNREACHED: dict[str, tuple[str, str]] = {
         "random states have no scale of 0",
         "test_fuse_branches.py::test_a_value_for_each_channel_is_padded_where_no_scale_is_zero",
     ),
-    "no gate of it has a profile; profile_gates(graph) first": (
-        "the option unsafe_profile is not drawn",
-        "test_gate_profiles.py::test_what_is_missing_is_said",
-    ),
     "unsafe_profile needs the recorded profile, which a graph does not hold; give a .bg file, or "
     "call HardenGates(unsafe_profile=True).apply(graph, values=store)": (
-        "the option unsafe_profile is not drawn",
+        "networks are not run over data, so they have no profile",
         "test_gate_profiles.py::test_what_is_missing_is_said",
     ),
     "its profile has no runs; run the profiled network over data first": (
-        "the option unsafe_profile is not drawn",
+        "networks are not run over data, so they have no profile",
         "test_gate_profiles.py::test_what_is_missing_is_said",
     ),
     "its gate was not the same for all rows of * recorded runs": (
-        "the option unsafe_profile is not drawn",
+        "networks are not run over data, so they have no profile",
         "test_gate_profiles.py::test_gates_that_never_moved_are_fixed_on_request_and_pruned",
+    ),
+    "* stands behind the last exit, which leaves no samples to it; move_exit or remove_exits "
+    "first": (
+        "networks have their last exit at the end, and passes leave it there",
+        "test_lower_exits.py::test_an_exit_behind_the_last_one_is_refused",
     ),
     "it is no part of the branches": (
         "options that name layers behind the trunk (half_merges, cam) are not drawn",
@@ -367,14 +369,14 @@ TEXTS = 4
 def run(seed: int) -> Outcome:
     """Draw a network and a pipeline, apply and check it; raises `Failed`."""
     made = net(seed)
-    d = Dice(seed + 2**32)
+    d, options = Dice(seed + 2**32), Dice(seed + 2**33)
     outcome = Outcome(seed, made.graph.name)
     graph, meant = made.graph, list(made.meant)
     text = seed % TEXTS == 0
     left = d.pick((1, 2, 3, 4, *(5,) * 4, *(6,) * 4))
     tries = min(len(meant) + MORE_REFUSED, MOST_REFUSED)
     while left and tries:
-        step = _next(d, made, meant, graph)
+        step = _next(d, options, made, meant, graph)
         if step is None:
             tries -= 1
             continue
@@ -476,23 +478,41 @@ def _round_trip(graph: Graph) -> None:
 
 
 def _values(d: Dice, step: Pass, graph: Graph, given: bool = False) -> Store | None:
-    if step.spelling != "harden_gates":
+    padded = isinstance(step, FuseBranches) and step.pad_values
+    if not padded and step.spelling != "harden_gates":
         return None
-    states = graph.states
-    return random_store(set(states), states, d.seed % 1000) if given or d.chance(0.65) else None
+    states, known = graph.states, given or padded or d.chance(0.65)
+    return random_store(set(states), states, d.seed % 1000) if known else None
 
 
 # -- drawing passes -------------------------------------------------------------------------------
 
 
-def _next(d: Dice, made: Net, meant: list[Pass], graph: Graph) -> Pass | None:
+def _next(d: Dice, options: Dice, made: Net, meant: list[Pass], graph: Graph) -> Pass | None:
     """The next pass: one the network is meant for, one that suits it, or any."""
     if meant and d.chance(0.9):
         step = meant.pop(0)
         return step if legal(step, made, graph) else None
     spelling = d.pick(d.pick((made.suited,) * 5 + (_HOUSEKEEPING,) * 4 + (PASSES,)))
     step = _DRAWN[spelling](d, graph) if spelling in _DRAWN else Pass.registry[spelling]()
+    step = _varied(options, step) if step else None
     return step if step is not None and legal(step, made, graph) else None
+
+
+def _varied(d: Dice, step: Pass) -> Pass:
+    """A drawn step with options that motifs do not choose, by dice that draw nothing else."""
+    if isinstance(step, FuseBranches):
+        return replace(step, pad_values=d.chance(0.4))
+    if isinstance(step, PruneChannels):
+        return replace(step, bias_maps=d.chance(0.4))
+    if isinstance(step, HardenGates):
+        return replace(step, unsafe_profile=d.chance(0.6))
+    if isinstance(step, ShareWeights):
+        rules = ("mean", "sum", "sequential") if step.merge == "none" else ("mean", "sum")
+        step = replace(step, gradient=d.pick(rules), inputs=d.pick(("one", "one", "each")))
+        stacked = step.layout == "quadrants" and d.chance(0.25)
+        return replace(step, lowering="stacked") if stacked else step
+    return step
 
 
 _HOUSEKEEPING = ("canonical", "common_subexpressions", "constants", "dead_code")

@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from builders import EXACT, branches_of_every_kind, images, random_graphs, randomised
+from builders import (
+    EXACT,
+    branches_of_every_kind,
+    image_input,
+    images,
+    random_graphs,
+    randomised,
+)
+from gated_nets import norm_of_two
 from hypothesis import given, settings
 
 from branchgraph.compiler.pipeline import CLEANING
-from branchgraph.ir.builder import concat, merge_mean, merge_sum, relu
+from branchgraph.ir.builder import batch_norm, concat, merge_mean, merge_sum, relu
 from branchgraph.ir.gradient import differentiate
 from branchgraph.ir.graph import Graph, branch, path
 from branchgraph.ir.interpret import interpret
@@ -23,6 +31,7 @@ from branchgraph.ir.text import format_graph
 from branchgraph.ir.types import DType
 from branchgraph.ir.verify import verify
 from branchgraph.passes.base import Pass, Result
+from branchgraph.passes.checking import check_claim
 from branchgraph.passes.clean import Canonical, CommonSubexpressions, Constants, DeadCode
 from branchgraph.passes.pipeline import Pipeline
 from branchgraph.passes.specialise import specialise
@@ -79,6 +88,33 @@ def test_dead_code_keeps_what_updates_and_gradients_need() -> None:
     assert opcodes(cleaned) == ["exp", "full", "multiply"]
     assert list(cleaned.inputs) == ["x", "unused"]
     assert [s.name for s in cleaned.states] == ["s"]
+
+
+def test_dead_code_keeps_every_application_of_a_batch_norm_that_lives() -> None:
+    """Each moves the running statistics in training, read or not."""
+    graph = Graph("shared norm")
+    x = image_input(graph, 4)
+    y, _ = norm_of_two(graph, x, relu(x))
+    batch_norm(relu(x), name="alone")
+    graph.output("y", y)
+    result = DeadCode().run(graph, record=True)
+    check_claim(graph, result.graph, "equal", report=result.report)
+    assert sorted(opcodes(result.graph)) == ["batch_norm", "batch_norm", "relu"]
+    assert {s.name.partition(".")[0] for s in result.graph.states} == {"bn"}
+    # In inference nothing moves.
+    inference = DeadCode().apply(specialise(graph, training=False))
+    assert opcodes(inference) == ["batch_norm_inference"]
+
+
+def test_dead_code_keeps_a_batch_norm_whose_statistics_are_read() -> None:
+    graph = Graph("read statistics")
+    x = image_input(graph, 4)
+    norm = batch_norm(relu(x), name="bn").producer
+    assert norm is not None
+    graph.output("mean", norm.inputs[3] * 2.0)
+    result = DeadCode().run(graph, record=True)
+    check_claim(graph, result.graph, "equal", report=result.report)
+    assert opcodes(result.graph).count("batch_norm") == 1
 
 
 def test_common_subexpressions_of_two_branches_belong_to_neither() -> None:

@@ -217,7 +217,7 @@ PASSES = {
 }
 
 REASONS = {
-    "a": "its stride is|it would not pay",
+    "a": "it differs in stride|it would not pay",
     "b": "a product for each sample costs as much",
     "c": "it has an exit already",
     "d": "no value that every sample passes",

@@ -621,6 +621,32 @@ def test_a_root_is_not_fused_away() -> None:
     assert report.refusals == [("norm", "R1: conv is read elsewhere too")]
 
 
+def test_numbers_and_vectors_are_no_layers() -> None:
+    """Losses have too few axes for channels; the graph of a training step is full of them."""
+    graph = Graph("losses")
+    for name, shape in (("number", ()), ("vector", ("N",))):
+        loss, weight = (graph.input(f"{name}{k}", shape) for k in (1, 2))
+        two = constant(loss, 2.0, loss.shape)
+        graph.output(f"{name}.fixed", gate(loss / two, two) * two - two)
+        graph.output(f"{name}.free", gate(loss, weight) * weight + loss / weight)
+    result = FuseBranches(bias_maps=True, concats=True, grow=True).run(graph)
+    assert not result.report.matches
+    assert not result.report.refusals
+
+
+def test_a_training_graph_stays_the_same_function() -> None:
+    branches = declared(lambda x: relu(merge_sum(conv(x, 4, 3, pad=1), conv(x, 4, 1))))
+    graph = specialise(branches, training=True)
+    h = graph.outputs["y"]
+    graph.output("loss", reduce_mean(h * h, (0, 1, 2, 3)) * graph.input("weight", (), default=0.5))
+    graph.keep(output=lambda name: name == "loss")
+    trained = differentiate(graph)
+    result = FuseBranches().run(trained, record=True)
+    assert result.report.matches
+    check_claim(trained, result.graph, "exact", report=result.report)
+    assert not FuseBranches().run(result.graph).report.matches
+
+
 @pytest.mark.parametrize("training", [None, True])
 def test_norms_that_are_not_fixed_are_refused_with_the_remedy(training: bool | None) -> None:
     graph = declared(partial(repvgg_unit, filters=4))

@@ -210,20 +210,23 @@ def test_the_wide_layer_stands_in_the_scope_that_all_share() -> None:
 REFUSED: dict[str, tuple[Net, str]] = {
     "stride": (
         lambda x: [conv(x, 2, 1, stride=s) for s in (1, 2)],
-        "its stride is [1, 1], beside [2, 2]",
+        "it differs in stride: [1, 1], beside [2, 2]",
     ),
     "dilation": (
         lambda x: [conv(x, 2, 3, dilation=d, pad=d) for d in (1, 2)],
-        "its dilation is [1, 1], beside [2, 2]",
+        "it differs in dilation: [1, 1], beside [2, 2]",
     ),
-    "groups": (lambda x: [conv(x, 4, 1, groups=g) for g in (1, 2)], "its groups is 1, beside 2"),
+    "groups": (
+        lambda x: [conv(x, 4, 1, groups=g) for g in (1, 2)],
+        "it differs in groups: 1, beside 2",
+    ),
     "size": (
         lambda x: [conv(x, 4, 3, pad=p) for p in (0, 1)],
-        "its size of the output is [4, 4], beside [6, 6]",
+        "it differs in size of the output: [4, 4], beside [6, 6]",
     ),
     "pads between the taps": (
         lambda x: [conv(x, 2, 2, dilation=2, pad=p) for p in ((1, 1, 1, 1), (0, 0, 2, 2))],
-        "its pads between the taps is [1, 1], beside [0, 0]",
+        "it differs in pads between the taps: [1, 1], beside [0, 0]",
     ),
     "one weight is computed from the other's result": (
         lambda x: [h := conv(x, 4, 6), conv(x, 2, 1, weight=_weight_of(h))],
@@ -232,7 +235,7 @@ REFUSED: dict[str, tuple[Net, str]] = {
     "dtype": (
         lambda x: [conv(cast(f(x), d), 2, 3, bias=False) for f, d in ((relu, DType.F16),
                                                                       (tanh, DType.F64))],
-        "its dtype is",
+        "it differs in dtype:",
     ),
 }  # fmt: skip
 
@@ -314,7 +317,7 @@ def test_inputs_of_other_rows_are_not_stacked() -> None:
         graph.output(f"y{name}", conv(x, 4, 3))
     _, report = fused(graph)
     assert not report.matches
-    assert report.refusals[0][1] == "its rows is N, beside M"
+    assert report.refusals[0][1] == "it differs in rows: N, beside M"
 
 
 def test_early_exits_give_the_same_rows_after_fusing() -> None:

@@ -19,6 +19,8 @@ from branchgraph.ir.file import save
 from branchgraph.ir.gradient import differentiate
 from branchgraph.ir.graph import Graph, Value
 from branchgraph.ir.hash import structural_hash
+from branchgraph.ir.interpret import interpret
+from branchgraph.ir.ops.elementwise import cast
 from branchgraph.ir.ops.reduce import ReduceSum
 from branchgraph.ir.ops.reshape import Slice
 from branchgraph.ir.state import Role, State, Store
@@ -209,6 +211,23 @@ def test_gates_that_are_not_finite_are_refused() -> None:
     store[score] = SCORES * np.nan
     with pytest.raises(RefusalError, match="is not finite"):
         harden(graph, store)
+
+
+def test_gates_of_several_low_types_are_counted_together() -> None:
+    """As they are when a network was cast twice: float16 and bfloat16 promote to no common type."""
+    graph = Graph("two types")
+    h, store = graph.input("x", ("N", 3)), Store()
+    for k, low in enumerate((DType.F16, DType.BF16)):
+        score = State(f"s{k}", (3,), role=Role.GATE)
+        h = cast(gate(cast(h, low), cast(gates.hard(graph.read(score)), low)), DType.F32)
+        store[score] = np.array([0.1, 0.9, 0.9])
+    graph.output("y", h)
+    result = HardenGates().run(graph, values=store)
+    assert result.report.notes == ["6 gates: 2 closed, 4 open, 0 in between"]
+    ones = np.ones((2, 3), np.float32)
+    np.testing.assert_array_equal(
+        interpret(result.graph, {"x": ones}).outputs["y"], ones * [0.0, 1.0, 1.0]
+    )
 
 
 # -- arrays in graphs ------------------------------------------------------------------------------

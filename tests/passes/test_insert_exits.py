@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from builders import images, random_graphs, randomised
+from gated_nets import norm_of_two
 from hypothesis import given, settings
 
 from branchgraph.compiler import compile
-from branchgraph.ir.builder import conv, dense, global_average_pool, relu
+from branchgraph.ir.builder import conv, dense, exit, global_average_pool, relu
 from branchgraph.ir.errors import FormatError, GraphError, RefusalError
 from branchgraph.ir.graph import Graph
 from branchgraph.ir.hash import structural_hash
@@ -410,3 +411,13 @@ def test_no_exit_stands_behind_the_last_one() -> None:
     graph = InsertExits(after=("relu1",), head="pool").apply(three_layers())
     report = InsertExits(after=("exit2",), head="dense").run(graph).report
     assert report.refusals == [("exit2", "it stands behind the last result")]
+
+
+def test_a_head_goes_although_it_moves_statistics_of_the_trunk() -> None:
+    graph = Graph("shared norm")
+    x = graph.input("x", ("N", 4))
+    y, again = norm_of_two(graph, x, relu(x))
+    exit(dense(again, 3, name="early"), "exit1")
+    exit(dense(y, 3, name="late"), "exit2", last=True)
+    removed = RemoveExits().apply(graph)
+    assert [n.op.opcode for n in removed.nodes] == ["batch_norm", "dense"]

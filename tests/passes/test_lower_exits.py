@@ -240,6 +240,15 @@ def test_a_batch_of_fixed_size_is_refused() -> None:
         lower_exits(bind(dense_net_with_exits(), N=4))
 
 
+def test_an_exit_behind_the_last_one_is_refused() -> None:
+    graph = Graph("behind")
+    logits = exit(dense(graph.input("x", ("N", 4)), 4, name="fc"), "last", last=True)
+    exit(dense(relu(logits), 4, name="fc"), "late", threshold=0.5)
+    with pytest.raises(RefusalError, match="late stands behind the last exit.*remove_exits first"):
+        lower_exits(graph)
+    assert list(specialise(graph, training=False, exits="all").outputs) == ["last", "late"]
+
+
 def test_a_network_without_a_last_exit_is_refused() -> None:
     graph = dense_net_with_exits()
     last = next(n for n in graph.nodes if isinstance(n.op, Exit) and len(n.inputs) == 1)
@@ -264,8 +273,9 @@ def published() -> tuple[Graph, Store]:
 
 
 #: On real images the recorded entropies are within 2e-6. On the noise images, whose logits reach
-#: 88, the recording's own float32 rounding is 3.5e-6 from exact arithmetic.
-ENTROPY = {"mnist": 2e-6, "random": 5e-6}
+#: 88, the recording's own float32 rounding is 3.5e-6 from exact arithmetic, and another order of the
+#: same sums may be as far off on the other side.
+ENTROPY = {"mnist": 2e-6, "random": 7e-6}
 
 
 @pytest.mark.parametrize("source", ENTROPY)

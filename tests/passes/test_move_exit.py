@@ -11,6 +11,7 @@ from branchgraph.ir.builder import conv, dense, exit, global_average_pool, merge
 from branchgraph.ir.errors import FormatError, GraphError
 from branchgraph.ir.graph import Graph, branch
 from branchgraph.ir.hash import structural_hash
+from branchgraph.ir.ops.reduce import ReduceMean
 from branchgraph.ir.text import format_graph
 from branchgraph.nets import NETWORKS, network
 from branchgraph.passes.base import Pass
@@ -167,3 +168,30 @@ def test_first_exits_of_networks_move_to_where_shapes_fit(name: str) -> None:
     places = [p for p in paths if paths.count(p) == 1 and "exit" not in p]
     moved = [p for p in places if MoveExit(exit="exit1", to=p).run(graph).report.matches]
     assert len(moved) == TARGETS[name], moved
+
+
+def test_no_exit_moves_behind_the_last_one() -> None:
+    """It takes all that are left, so there would be nobody to decide about."""
+    graph = Graph("dense exits")
+    h = relu(dense(graph.input("x", ("N", 4)), 4, name="stem"))
+    with branch("exit1"):
+        exit(dense(h, 4, name="fc"), "exit1")
+    exit(dense(h, 4, name="fc"), "last", last=True)
+    result = MoveExit(exit="exit1", to="last").run(graph)
+    assert result.report.refusals == [
+        ("exit1/exit1", "last is no value on the way to the last exit")
+    ]
+    assert format_graph(result.graph) == format_graph(graph)
+
+
+def test_a_head_stays_where_samples_have_rows() -> None:
+    graph = Graph("averaged")
+    h = relu(dense(graph.input("x", ("N", 4)), 4, name="stem"))
+    with branch("exit1"):
+        exit(dense(h, 3, name="fc"), "exit1")
+    average = graph.emit(ReduceMean(axes=(0,), keepdims=True), h, name="average")
+    exit(dense(h * average, 3, name="fc"), "last", last=True)
+    result = MoveExit(exit="exit1", to="average").run(graph)
+    reason = "its head does not fit f32[1, 4]: it makes f32[1, 3], not f32[N, 3]"
+    assert result.report.refusals == [("exit1/exit1", reason)]
+    assert format_graph(result.graph) == format_graph(graph)

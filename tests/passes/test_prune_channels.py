@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from builders import EXACT, image_input, images, randomised
-from gated_nets import closed, fixed, gated_graphs
+from gated_nets import closed, fixed, gated_graphs, norm_of_two
 from hypothesis import given, settings
 
 from branchgraph.ir.builder import (
@@ -458,3 +458,21 @@ def test_constant_channels_behind_a_closed_gate_are_zero() -> None:
     result = PruneChannels().run(graph, record=True)
     assert result.report.matches
     check_claim(graph, result.graph, "exact", report=result.report)
+
+
+def test_an_application_of_a_batch_norm_that_nobody_reads_stays_whole() -> None:
+    """In training it moves all the running statistics that the other application moves."""
+    graph = Graph("unread norm")
+    x = image_input(graph, 4)
+    y, _ = norm_of_two(graph, conv(x, 4, 1, name="one"), conv(x, 4, 1, name="two"))
+    graph.output("y", conv(gate(y, fixed(graph, 0.0, 1.0, 0.0, 1.0)), 4, 1, name="reader"))
+    result = PruneChannels().run(graph, record=True)
+    check_claim(graph, result.graph, "exact", report=result.report)
+    assert layers(result.graph) == {"one": (4, 4), "two": (4, 4), "reader": (4, 2)}
+    before, after = (specialise(g, training=True) for g in (graph, result.graph))
+    store = randomised(before)
+    fed = {"x": np.random.default_rng(0).normal(size=(5, 4, *x.shape[2:])).astype(np.float32)}
+    moved = [interpret(g, fed, store, DType.F64).updates for g in (before, after)]
+    assert moved[0].keys() == moved[1].keys()
+    for state, value in moved[0].items():
+        np.testing.assert_allclose(moved[1][state], value, **EXACT)

@@ -8,7 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 from builders import image_input, images, randomised
-from gated_nets import TINY, closed, fixed, gate_states, gated_graphs, scored, wired
+from gated_nets import (
+    TINY,
+    closed,
+    fixed,
+    gate_states,
+    gated_graphs,
+    norm_of_two,
+    scored,
+    wired,
+)
 from hypothesis import given, settings
 
 from branchgraph.compiler import compile
@@ -32,7 +41,7 @@ from branchgraph.ir.errors import ClaimError
 from branchgraph.ir.file import load, save
 from branchgraph.ir.functions.reduction import reduce_mean
 from branchgraph.ir.gradient import differentiate
-from branchgraph.ir.graph import Graph, Scope, Value, at, branch
+from branchgraph.ir.graph import Graph, branch
 from branchgraph.ir.hash import structural_hash
 from branchgraph.ir.initialisers import LeCunNormal
 from branchgraph.ir.interpret import interpret
@@ -424,14 +433,6 @@ def test_an_update_that_observes_living_parts_too_stays() -> None:
     assert counter in pruned.updates
 
 
-def norm_of_two(graph: Graph, first: Value, second: Value) -> tuple[Value, Value]:
-    """One batch norm applied to two values, as batch norms of shared layers are."""
-    y = batch_norm(first, name="bn")
-    assert y.producer is not None
-    with at((Scope("again"),)):
-        return y, graph.emit(y.producer.op, second, *y.producer.inputs[1:], name="bn")
-
-
 def test_a_gate_that_hides_one_of_two_applications_of_a_batch_norm_stays() -> None:
     graph = Graph("shared norm")
     x = image_input(graph, 4)
@@ -473,6 +474,17 @@ def test_a_batch_norm_that_a_kept_gate_lets_live_keeps_its_other_gates() -> None
     pruned, report = prune(graph)
     assert [where for where, _ in report.refusals] == ["one", "two"]
     assert ops(pruned).count("batch_norm") == 4
+
+
+def test_an_application_of_a_batch_norm_that_nobody_reads_stays_with_the_others() -> None:
+    graph = Graph("unread norm")
+    x = image_input(graph, 4)
+    y, _ = norm_of_two(graph, x, relu(x))
+    graph.output("y", merge_sum(y, closed(relu(x))))
+    pruned, report = prune(graph)
+    assert not report.refusals
+    assert "select" not in ops(pruned)
+    assert ops(pruned).count("batch_norm") == 2
 
 
 def gradients(graph: Graph, store: Store) -> dict[State, np.ndarray]:

@@ -254,7 +254,8 @@ REFUSED = {
         two_dilations, "fuse_siblings",
         (
             "conv",
-            "its attributes is Conv(stride=(1, 1), pad=(1, 1, 1, 1), dilation=(1, 1), groups=1), "
+            "it differs in attributes: "
+            "Conv(stride=(1, 1), pad=(1, 1, 1, 1), dilation=(1, 1), groups=1), "
             "beside Conv(stride=(1, 1), pad=(2, 2, 2, 2), dilation=(2, 2), groups=1)",
         ),
     ),

@@ -18,8 +18,10 @@ from branchgraph.ir.errors import FormatError, GraphError, RefusalError
 from branchgraph.ir.graph import Graph, branch
 from branchgraph.ir.hash import structural_hash
 from branchgraph.ir.interpret import interpret
+from branchgraph.ir.ops.constant import Full
 from branchgraph.ir.state import Role
 from branchgraph.ir.types import DType
+from branchgraph.ir.verify import verify
 from branchgraph.passes.base import Pass
 from branchgraph.passes.clean import CommonSubexpressions
 from branchgraph.passes.materialise import evaluate_origin, materialise
@@ -173,6 +175,20 @@ def test_branches_of_the_user_are_named_as_they_are() -> None:
     assert {k: list(v) for k, v in branches_of(merged).items()} == {
         "left": ["logits"], "right": ["logits"],
     }  # fmt: skip
+
+
+def test_an_input_that_alone_brings_the_batch_stays() -> None:
+    graph = Graph("constants")
+    x, y = (graph.input(name, ("N", 4)) for name in "xy")
+    for name in ("left", "right"):
+        with branch(name):
+            graph.output(name, graph.emit(Full(value=0.5, shape=(x.shape[0], 3))))
+    graph.output("sum", x + y)
+    for name, part in split(graph).items():
+        verify(part)
+        assert list(part.inputs) == ["x"], name
+        fed = {"x": np.zeros((2, 4), np.float32)}
+        assert interpret(part, fed).outputs["logits"].shape == (2, 3)
 
 
 def test_a_second_application_is_refused() -> None:

@@ -8,10 +8,10 @@ from functools import lru_cache
 
 import numpy as np
 
-from branchgraph.compiler.backend import Observer, Results, Work
+from branchgraph.compiler.backend import Observer, Options, Results, Work
 from branchgraph.compiler.program import Instruction, Program
 from branchgraph.ir.dims import Dim, bind_shape, substitute_shape
-from branchgraph.ir.errors import GraphError
+from branchgraph.ir.errors import GraphError, UnsupportedError
 from branchgraph.ir.op import Op
 
 #: Bound forms of symbolic ops that are remembered, over all programs.
@@ -121,8 +121,13 @@ class NumpyBackend:
     def describe(self) -> str:
         return f"NumPy {np.__version__}, the reference"
 
-    def load(self, program: Program) -> NumpyRunner:
+    def load(self, program: Program, options: Options) -> NumpyRunner:
         """Every op evaluates itself, so every program loads."""
+        if options != Options():
+            raise UnsupportedError(
+                f"the backend numpy has neither threads nor fpmath to choose, got {options};"
+                " leave them out, or use the backend onednn"
+            )
         return NumpyRunner(program)
 
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+from functools import cache
+
 from branchgraph.backends.onednn import library
 from branchgraph.backends.onednn.runner import OneDNNRunner
+from branchgraph.compiler.backend import Options
 from branchgraph.compiler.program import Program
 from branchgraph.ir.errors import MissingError
 
@@ -25,10 +29,22 @@ class OneDNNBackend:
         version = ".".join(map(str, library.version()))
         return f"oneDNN {version}, {library.threads()} threads"
 
-    def load(self, program: Program) -> OneDNNRunner:
-        """A runner; `MissingError` where libdnnl is not installed."""
+    def load(self, program: Program, options: Options) -> OneDNNRunner:
+        """A runner; `MissingError` where libdnnl is not installed.
+
+        The first one takes NumPy's OpenBLAS down to one thread: the workers of OpenBLAS spin for a
+        while after each product and take the cores from OpenMP's, which makes primitives several
+        times slower. `BRANCHGRAPH_KEEP_OPENBLAS=1` leaves it alone.
+        """
         library.load()
-        return OneDNNRunner(program)
+        _quiet_openblas()
+        return OneDNNRunner(program, options)
+
+
+@cache
+def _quiet_openblas() -> None:
+    if os.environ.get("BRANCHGRAPH_KEEP_OPENBLAS", "") in ("", "0"):
+        library.quiet_openblas()
 
 
 BACKEND = OneDNNBackend()

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from branchgraph.backends.onednn.clusters import Cluster, clusters
-from branchgraph.backends.onednn.primitives import Desc, Memory, Primitive
+from branchgraph.backends.onednn.primitives import Arg, Desc, Memory, Primitive
 from branchgraph.backends.onednn.tensors import Shape, Tensor, dense, row_major
 from branchgraph.compiler.memory import ALIGNMENT, Layout, Request
 from branchgraph.compiler.memory import plan as lay_out
@@ -95,10 +95,7 @@ class Site:
 
     def output(self, buffer: int, *, last: bool = False) -> Tensor:
         """A tensor without gaps for the value in `buffer`, channels last if asked."""
-        tensor = dense(
-            buffer, self.shape(buffer), self.builder.program.types[buffer].dtype, last=last
-        )
-        return self.builder.place(buffer, tensor)
+        return self.builder.output(buffer, last=last)
 
     def alias(self, buffer: int, tensor: Tensor) -> None:
         """Let the value in `buffer` be `tensor`, which lies in another buffer."""
@@ -124,6 +121,9 @@ Maker = Callable[[Site], bool]
 
 class Builder:
     """Makes the kernels of one part of a program at given sizes."""
+
+    #: What products of float32 may be computed in: `strict` or `bf16`; the runner's choice.
+    fpmath = "strict"
 
     def __init__(
         self, program: Program, instructions: Sequence[Instruction], sizes: Mapping[str, int],
@@ -153,6 +153,8 @@ class Builder:
         self._next = program.buffers
         self._states = {buffer for _, buffer in program.states}
         updated = {number for number, _ in program.updates}
+        state_buffer = dict(program.states)
+        self._donated = {buffer: state_buffer[number] for number, buffer in program.donated}
         self._fixed = {buffer for number, buffer in program.states if number not in updated}
         self._clusters = clusters(instructions, program, epilogue)
         self._readers: dict[int, list[Instruction]] = {}
@@ -180,6 +182,13 @@ class Builder:
     def readers(self, buffer: int) -> Sequence[Instruction]:
         """Instructions of the program that read `buffer`."""
         return self._readers.get(buffer, ())
+
+    def output(self, buffer: int, *, last: bool) -> Tensor:
+        """A tensor for a result: in the array of a state where its update is donated."""
+        home = self._donated.get(buffer, buffer)
+        last = last and home == buffer
+        tensor = dense(home, self.shape(buffer), self.dtype(buffer), last=last)
+        return self.place(buffer, tensor)
 
     def place(self, buffer: int, tensor: Tensor) -> Tensor:
         """Say where the value in `buffer` lies."""
@@ -233,7 +242,7 @@ class Builder:
         scratch = primitive.scratchpad
         if scratch is not None and scratch.nbytes:
             pad = Tensor(self.temporary(scratch.nbytes), (scratch.nbytes,), DType.U8, (1,))
-            arguments[SCRATCHPAD] = pad
+            arguments[Arg.SCRATCHPAD] = pad
             touched.append(pad.buffer)
 
         def emit(place: Place) -> list[Step]:
@@ -277,9 +286,6 @@ class Builder:
         return Site(self, cluster, op, tuple(self.tensors[b] for b in reads))
 
 
-SCRATCHPAD = 80
-
-
 @dataclass
 class Plan:
     """Kernels with memory. `steps` are prepared for the arrays of states given to `emit`."""
@@ -293,6 +299,10 @@ class Plan:
     steps: list[Step] = field(default_factory=list)
     prologue: list[Step] = field(default_factory=list)
     spans: list[tuple[Kernel, int, int]] = field(default_factory=list)
+    #: Bytes of states by buffer, those that the steps were prepared for.
+    states: Mapping[int, np.ndarray] = field(default_factory=dict)
+    #: Values that were asked for, by buffer.
+    arrays: dict[int, np.ndarray] = field(default_factory=dict)
     #: Of which states the prologue was run; the runner counts.
     generation: int = -1
 
@@ -331,6 +341,7 @@ class Plan:
 
     def emit(self, states: Mapping[int, np.ndarray], counts: Mapping[str, int]) -> None:
         """Prepare the calls; `states` are bytes by buffer."""
+        self.states, self.arrays = states, {}
         place = Place({**self.imported, **states, **self.memories}, counts)
         self.prologue = [s for k in self.builder.prologue for s in k.emit(place)]
         self.steps, self.spans = [], []
@@ -346,14 +357,17 @@ class Plan:
         constants = sum(a.nbytes for a in builder.constants.values())
         return constants + sum(builder.extra[b] for b in builder.persistent)
 
-    def array(self, buffer: int, states: Mapping[int, np.ndarray]) -> np.ndarray:
+    def array(self, buffer: int) -> np.ndarray:
         """The value in `buffer` after a run, in logical order of axes."""
-        tensor = self.builder.tensors[buffer]
-        return tensor.array(self.memory(tensor.buffer, states))
+        found = self.arrays.get(buffer)
+        if found is None:
+            tensor = self.builder.tensors[buffer]
+            found = self.arrays[buffer] = tensor.array(self.memory(tensor.buffer))
+        return found
 
-    def memory(self, buffer: int, states: Mapping[int, np.ndarray]) -> np.ndarray:
+    def memory(self, buffer: int) -> np.ndarray:
         """The bytes of a buffer."""
-        for held in (self.memories, self.imported, states):
+        for held in (self.memories, self.imported, self.states):
             if buffer in held:
                 return held[buffer]
         raise KeyError(buffer)

@@ -8,6 +8,7 @@ survivors; what the rows behind the survivors hold is computed and never read.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from branchgraph.backends.onednn import kernels, library
 from branchgraph.backends.onednn.bindings import STATUS, OneDNNError
 from branchgraph.backends.onednn.plan import Builder, Plan, symbols_of
 from branchgraph.backends.onednn.tensors import Tensor, dense
-from branchgraph.compiler.backend import Footprint, Observer, Results, Work
+from branchgraph.compiler.backend import Footprint, Observer, Options, Results, Work
 from branchgraph.compiler.program import Instruction, Program
 from branchgraph.ir.dims import Dim, bind_shape
 from branchgraph.ir.ops.constant import Full
@@ -46,10 +47,13 @@ class Segment:
 class OneDNNRunner:
     """One program for one executable: arena, packed weights and plans are its own."""
 
-    def __init__(self, program: Program) -> None:
+    def __init__(self, program: Program, options: Options | None = None) -> None:
         self.program = program
+        self.options = options or Options()
+        self._thread: int | None = None
         self.segments = segments(program)
         self.counts: dict[str, int] = {}
+        self._donated = {b: n for n, b in program.donated}
         self._plans: list[dict[tuple[int, ...], Plan]] = [{} for _ in self.segments]
         self._states: dict[int, np.ndarray] = {}
         self._state_ids: tuple[int, ...] = ()
@@ -67,6 +71,9 @@ class OneDNNRunner:
         observer: Observer | None = None,
     ) -> Results:
         library.require_same_process()
+        if self._thread != threading.get_ident():  # OpenMP keeps the number for each thread
+            self._thread = threading.get_ident()
+            library.set_threads(self.options.threads)
         sizes = self._bind(arguments)
         if version != self._version or not self._state_ids:
             self._bind_states(states)
@@ -91,6 +98,7 @@ class OneDNNRunner:
                     _loop(plan.steps)
                 else:
                     _timed(plan, observer)
+        self._return_copies(states)
         return self._results(plans)
 
     def footprint(self) -> Footprint | None:
@@ -157,11 +165,12 @@ class OneDNNRunner:
             for earlier in reversed(plans):
                 if buffer in earlier.builder.tensors:
                     tensor = tensors[buffer] = earlier.builder.tensors[buffer]
-                    memories[tensor.buffer] = earlier.memory(tensor.buffer, self._states)
+                    memories[tensor.buffer] = earlier.memory(tensor.buffer)
                     break
         builder = Builder(
             self.program, segment.instructions, sizes, tensors, kernels.MAKERS, kernels.epilogue
         )
+        builder.fpmath = self.options.fpmath
         if number == 0:
             for argument in self.program.arguments:
                 shape = builder.shape(argument.buffer)
@@ -194,24 +203,32 @@ class OneDNNRunner:
                 for plan in known.values():
                     plan.emit(self._states, self.counts)
 
+    def _return_copies(self, states: Sequence[np.ndarray]) -> None:
+        """Give donated updates to the arrays that a copy stands for."""
+        if self._copies:
+            buffer_of = dict(self.program.states)
+            for number in self._donated.values():
+                copy = self._copies.get(buffer_of[number])
+                if copy is not None:
+                    np.copyto(states[number], copy)
+
     def _enter(self, plan: Plan, arguments: Mapping[str, np.ndarray]) -> None:
-        """Copy the inputs to where the first plan reads them."""
+        """Copy the inputs to where the first plan reads them: NumPy does it faster than oneDNN."""
         for argument in self.program.arguments:
-            buffer = argument.buffer
-            if buffer in plan.memories:
-                np.copyto(plan.array(buffer, self._states), arguments[argument.name])
+            if argument.buffer in plan.memories:
+                np.copyto(plan.array(argument.buffer), arguments[argument.name])
 
     def _array(self, buffer: int, plans: Sequence[Plan]) -> np.ndarray:
         for plan in reversed(plans):
             if buffer in plan.builder.tensors:
-                return plan.array(buffer, self._states)
+                return plan.array(buffer)
         raise KeyError(buffer)
 
     def _results(self, plans: Sequence[Plan]) -> Results:
         program = self.program
         return Results(
             [np.array(self._result(b, plans), order="C") for b in program.outputs],
-            [self._result(b, plans) for _, b in program.updates],
+            [None if b in self._donated else self._result(b, plans) for _, b in program.updates],
             [self._result(b, plans) for _, b in program.gradients],
         )
 

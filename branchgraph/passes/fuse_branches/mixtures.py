@@ -133,7 +133,9 @@ def _branches(index: int, value: Value, node: Node, world: World) -> list[Gated]
 
 def _for_samples(gate: Value, value: Value) -> bool:
     """Whether a gate is one number a sample, or one a sample and channel."""
-    if len(gate.shape) != len(value.shape) or gate.shape[0] != value.shape[0]:
+    if len(value.shape) < 2 or len(gate.shape) != len(value.shape):
+        return False
+    if gate.shape[0] != value.shape[0]:
         return False
     return gate.shape[1] in (1, value.shape[1]) and all(d == 1 for d in gate.shape[2:])
 

@@ -144,7 +144,7 @@ def _scaled(node: Node, world: World) -> Layer | None:
     divided = isinstance(node.op, Divide)
     ordered = divided or isinstance(node.op, Select)
     for x, factor in [node.inputs] if ordered else [node.inputs, node.inputs[::-1]]:
-        if world.fixed(x) or x.type != node.output.type:
+        if world.fixed(x) or x.type != node.output.type or identity(x) is None:
             continue
         vector = _factor(factor, x, world)
         if vector is not None:

@@ -30,7 +30,7 @@ from branchgraph.ir.ops.reshape import Reshape
 from branchgraph.ir.state import Role
 from branchgraph.ir.types import DType, TensorType
 from branchgraph.passes.base import Pass, Report
-from branchgraph.passes.clean import DeadCode, nodes_below
+from branchgraph.passes.clean import keep_only, needed, nodes_below
 from branchgraph.passes.insert_exits.heads import HEADS
 from branchgraph.passes.insert_exits.trunk import Trunk, is_pattern, node_cost
 
@@ -246,7 +246,7 @@ class RemoveExits(Pass, spelling="remove_exits", claim="different"):
         graph.keep(output=kept.__contains__)
         _unmark(graph, exits)
         graph.output("logits", last.inputs[0])
-        DeadCode().rewrite(graph, Report(self.name))
+        keep_only(graph, needed(graph.roots))
         _drop_inputs(graph, names)
 
     def _some(self, graph: Graph, gone: dict[str, Node], report: Report) -> None:
@@ -260,7 +260,7 @@ class RemoveExits(Pass, spelling="remove_exits", claim="different"):
             kept = tuple(v for i, v in enumerate(node.inputs) if i < 2 or v not in logits)
             if len(kept) < len(node.inputs):
                 graph.set_inputs(node, kept)
-        DeadCode().rewrite(graph, Report(self.name))
+        keep_only(graph, needed(graph.roots))
         _drop_inputs(graph, gone)
 
 
@@ -309,7 +309,8 @@ class MoveExit(Pass, spelling="move_exit", claim="different"):
             return f"it stands behind {self.to} already"
         if target in head or target is way_out:
             return f"{self.to} belongs to its own head"
-        if target not in trunk.nodes or len(target.outputs) != 1:
+        on_the_way = target in trunk.nodes and len(target.outputs) == 1
+        if not on_the_way or (isinstance(target.op, Exit) and len(target.inputs) == 1):
             return f"{self.to} is no value on the way to the last exit"
         if _has_exit(target):
             return f"{self.to} has an exit already"
@@ -317,7 +318,7 @@ class MoveExit(Pass, spelling="move_exit", claim="different"):
 
     def _move(self, graph: Graph, way_out: Node, head: list[Node], tap: Value, target: Node) -> str:
         """Emit the head behind `target` and take the old one out; why that is impossible, if so."""
-        planned = _planned(head, tap, target.output.type)
+        planned = _planned(head, tap, target.output.type, way_out.inputs[0])
         if isinstance(planned, str):
             return planned
         _forget(graph)
@@ -351,8 +352,10 @@ def _head(way_out: Node) -> list[Node]:
     return list(head)[::-1]
 
 
-def _planned(head: list[Node], tap: Value, type: TensorType) -> list[tuple[Node, Op]] | str:
-    """The ops of the head on a tap of `type`, or why they do not fit."""
+def _planned(
+    head: list[Node], tap: Value, type: TensorType, logits: Value
+) -> list[tuple[Node, Op]] | str:
+    """The ops of the head on a tap of `type`, or why they do not make such `logits` of it."""
     types = {tap: type}
     plan: list[tuple[Node, Op]] = []
     for node in head:
@@ -366,6 +369,8 @@ def _planned(head: list[Node], tap: Value, type: TensorType) -> list[tuple[Node,
             return f"its head does not fit {type}: {op.opcode} {node.path}: {error}"
         types.update(zip(node.outputs, made))
         plan.append((node, op))
+    if types[logits] != logits.type:
+        return f"its head does not fit {type}: it makes {types[logits]}, not {logits.type}"
     return plan
 
 

@@ -43,7 +43,7 @@ from branchgraph.ir.graph import Graph, Node, Value, at
 from branchgraph.ir.sharing import SharedReads
 from branchgraph.ir.state import Role, State
 from branchgraph.passes.base import Pass, Report
-from branchgraph.passes.clean import DeadCode
+from branchgraph.passes.clean import drop_inputs, keep_only, needed
 from branchgraph.passes.share_weights.branch_copies import BranchCopy, Origin
 from branchgraph.passes.share_weights.branch_losses import branch_losses
 from branchgraph.passes.share_weights.channel_halves import LAYERS, Followed, follow, refuse, taken
@@ -381,9 +381,9 @@ class _Sharing:
 
     def _clean(self) -> None:
         """Take out what only the plain network needed."""
-        DeadCode().rewrite(self.graph, Report(self.report.name))
+        keep_only(self.graph, needed(self.graph.roots))
         if self.options.inputs == "each":
-            self.graph.keep(input=lambda name: _needed(self.graph.inputs[name]))
+            drop_inputs(self.graph, lambda value: not _needed(value))
 
     def _note(self, copies: Sequence[BranchCopy]) -> None:
         """What is trained, and layers whose sharing is none."""

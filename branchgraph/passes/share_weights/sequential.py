@@ -21,7 +21,7 @@ from branchgraph.ir.ops.merge import Sum
 from branchgraph.ir.optimisers import Optimiser
 from branchgraph.ir.rebuild import Rebuild, clone
 from branchgraph.ir.state import State
-from branchgraph.passes.clean import DeadCode
+from branchgraph.passes.clean import DeadCode, drop_inputs
 
 
 def sequential_step(graph: Graph, optimiser: Optimiser) -> Graph:
@@ -91,7 +91,7 @@ def _alone(graph: Graph, name: str, names: list[str]) -> Graph:
         update=lambda state: not _of_others(state, name, names),
     )
     new = DeadCode().apply(new)
-    new.keep(input=lambda key: bool(new.inputs[key].users))
+    drop_inputs(new, lambda value: not value.users)
     return new
 
 

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from branchgraph.backends.onednn.kernels import host, layers, norms, pointwise, pools
+from branchgraph.backends.onednn.kernels import (
+    held,
+    host,
+    layers,
+    norms,
+    pointwise,
+    pools,
+    reductions,
+    sample_layers,
+)
 from branchgraph.backends.onednn.kernels.common import epilogue
 from branchgraph.backends.onednn.plan import Builder, Maker
 from branchgraph.ir.ops.conv import Conv, ConvTranspose, ConvWeightGradient
@@ -16,27 +25,38 @@ MAKERS: Mapping[str, Sequence[Maker]] = {
     "merge": (norms.inference, pointwise.merge),
     "norm": (norms.training,),
     "norm_gradient": (norms.gradient,),
-    "pool_gradient": (pools.maximum_gradient,),
     "single": (
         host.constant,
         host.view,
+        held.flattened,
+        held.cast,
         layers.convolution,
         layers.convolution_data_gradient,
         layers.convolution_weight_gradient,
         layers.dense,
         layers.product,
+        sample_layers.forward,
+        sample_layers.data_gradient,
+        sample_layers.weight_gradient,
         norms.training,
         norms.gradient,
         norms.inference,
         pools.maximum,
         pools.average,
         pools.average_gradient,
-        pools.plane_mean,
+        pools.positions,
+        pools.scattered,
+        norms.response,
+        norms.response_gradient,
+        reductions.reduced,
+        reductions.repeated,
         pointwise.merge,
+        pointwise.gate,
         pointwise.function,
         pointwise.relu_gradient,
         pointwise.softmax,
         pointwise.concatenation,
+        pointwise.embedded,
         host.compact,
         host.scatter,
         host.ufunc,

@@ -7,6 +7,7 @@ result lies, and everything else evaluates its op and copies the result there.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from branchgraph.backends.onednn.plan import Place, Site, Step
 from branchgraph.backends.onednn.tensors import Tensor, reshaped, row_major
 from branchgraph.ir.op import Op
 from branchgraph.ir.ops.elementwise import Binary, Unary
-from branchgraph.ir.ops.merge import Sum
+from branchgraph.ir.ops.merge import Maximum, Product, Sum
 from branchgraph.ir.ops.reshape import Reshape, Slice, Split, Transpose
 from branchgraph.ir.ops.rows import Compact, Scatter
 
@@ -93,25 +94,28 @@ def ufunc(site: Site) -> bool:
     """One NumPy call that writes where the result lies."""
     op = site.op
     function = getattr(type(op), "function", None)
-    if not isinstance(function, np.ufunc) or not isinstance(op, (Binary, Unary, Sum)):
+    if not isinstance(function, np.ufunc) or not isinstance(
+        op, (Binary, Unary, Maximum, Product, Sum)
+    ):
         return False
     buffer = site.first.writes[0]
-    if isinstance(op, Sum) and len(site.inputs) < 2:
+    if not isinstance(op, Unary) and len(site.inputs) < 2:
         return False
     out = site.output(buffer, last=follows_channels_last(site, buffer))
 
     def emit(place: Place) -> list[Step]:
         a, *others = [place.array(t) for t in site.inputs]
         y = place.array(out)
-        steps: list[Step] = []
+        call = partial(function, out=y)
         if not others:
-            return [(function, (a, y), None)]
+            return [(call, (a,), None)]
+        steps: list[Step] = []
         for b in others:
-            steps.append((function, (a, b, y), None))
+            steps.append((call, (a, b), None))
             a = y
         return steps
 
-    site.add(f"numpy {function.__name__}", _buffers(site), [buffer], emit)
+    site.add(f"numpy {function.__name__}", _buffers(site), [out.buffer], emit)
     return True
 
 

@@ -1,10 +1,11 @@
-"""Pooling over windows, its gradient, and means over whole planes."""
+"""Pooling over windows, and its gradient."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from branchgraph.backends.onednn.kernels.common import computable, desc
+from branchgraph.backends.onednn.kernels.common import arranged, computable, desc
+from branchgraph.backends.onednn.kernels.held import only_read_by
 from branchgraph.backends.onednn.plan import Site
 from branchgraph.backends.onednn.primitives import (
     Arg,
@@ -14,7 +15,8 @@ from branchgraph.backends.onednn.primitives import (
     pooling_backward,
     pooling_forward,
 )
-from branchgraph.backends.onednn.tensors import Tensor, channels_last
+from branchgraph.backends.onednn.tensors import Tensor, dense
+from branchgraph.compiler.program import Instruction
 from branchgraph.ir.ops.pool import (
     AveragePool,
     AveragePoolGradient,
@@ -22,7 +24,6 @@ from branchgraph.ir.ops.pool import (
     MaxPoolIndex,
     ScatterPooled,
 )
-from branchgraph.ir.ops.reduce import ReduceMean
 
 _DIVISORS = {
     "kernel": Pooling.AVERAGE_INCLUDE_PADDING,
@@ -35,10 +36,11 @@ def maximum(site: Site) -> bool:
     op = site.op
     if not isinstance(op, MaxPool) or not computable(*site.inputs):
         return False
-    (x,) = site.inputs
-    if not x.channels_last:
-        return False
+    x = arranged(site, site.inputs[0])
     out = site.output(site.first.writes[0], last=True)
+    if _beside(op, x.shape, out.shape):
+        return False
+    key = ("pool", site.first.reads[0], _geometry(op))
     differentiated = any(
         isinstance(r.op, MaxPoolIndex) and _geometry(r.op) == _geometry(op)
         for r in site.builder.readers(site.first.reads[0])
@@ -50,48 +52,64 @@ def maximum(site: Site) -> bool:
     if differentiated and primitive.workspace is not None:
         workspace = site.builder.opaque(primitive.workspace)
         writes[Arg.WORKSPACE] = workspace
-        site.builder.left["pool", site.first.reads[0], _geometry(op)] = workspace
-        site.builder.hints["pool", site.first.reads[0], _geometry(op)] = primitive
+        site.builder.left[key] = workspace
+        site.builder.hints[key] = primitive
     site.primitive(primitive, {Arg.SRC: x}, writes)
     return True
 
 
-def maximum_gradient(site: Site) -> bool:
-    """Positions of maxima and the gradient put there: the gradient of max pooling."""
-    index, scattered = site.cluster.members
+def positions(site: Site) -> bool:
+    """Where the maxima are: nothing to do if pooling has kept it for all that ask."""
     op = site.op
-    if not isinstance(op, MaxPoolIndex) or not isinstance(scattered.op, ScatterPooled):
+    if not isinstance(op, MaxPoolIndex) or not computable(*site.inputs):
         return False
-    key = ("pool", index.reads[0], _geometry(op))
-    workspace, hint = site.builder.left.get(key), site.builder.hints.get(key)
-    x = site.builder.tensors[index.reads[0]]
-    dy = site.builder.tensors[scattered.reads[0]]
-    buffer = scattered.writes[0]
-    if workspace is None or hint is None or scattered.reads[1] != index.writes[0]:
+    key = ("pool", site.first.reads[0], _geometry(op))
+    hint = site.builder.hints.get(key)
+    (x,) = site.inputs
+    buffer = site.first.writes[0]
+    shape = site.shape(buffer)
+
+    def scatters(reader: Instruction) -> bool:
+        return isinstance(reader.op, ScatterPooled) and site.shape(reader.writes[0]) == x.shape
+
+    if hint is None or not only_read_by(site, buffer, scatters):
         return False
-    if not computable(x, dy) or not dy.channels_last or site.shape(buffer) != x.shape:
-        return False
-    dx = site.output(buffer, last=True)
+    dx, dy = (desc(dense(0, t, site.inputs[0].dtype, last=True)) for t in (x.shape, shape))
     try:
-        primitive = pooling_backward(
-            Pooling.MAX, desc(dx), desc(dy), **_window(op, x.shape, dy.shape), hint=hint
-        )
+        window = _window(op, x.shape, shape)
+        primitive = pooling_backward(Pooling.MAX, dx, dy, **window, hint=hint)
     except OneDNNError:
         return False
+    site.builder.hints["positions", buffer] = primitive
+    site.alias(buffer, site.builder.left[key])
+    return True
+
+
+def scattered(site: Site) -> bool:
+    """Gradients put where the maxima were: the gradient of max pooling."""
+    if not isinstance(site.op, ScatterPooled):
+        return False
+    primitive = site.builder.hints.get(("positions", site.first.reads[1]))
+    if primitive is None:
+        return False
+    dy, workspace = site.inputs
+    dy = arranged(site, dy)
+    dx = site.output(site.first.writes[0], last=True)
     site.primitive(primitive, {Arg.DIFF_DST: dy, Arg.WORKSPACE: workspace}, {Arg.DIFF_SRC: dx})
     return True
 
 
 def average(site: Site) -> bool:
-    """Average pooling."""
+    """Average pooling, or the sums of windows."""
     op = site.op
     if not isinstance(op, AveragePool) or not computable(*site.inputs):
         return False
-    (x,) = site.inputs
-    if op.divisor not in _DIVISORS or not x.channels_last:
-        return False
+    x = arranged(site, site.inputs[0])
     out = site.output(site.first.writes[0], last=True)
-    primitive = _pooled(_DIVISORS[op.divisor], op, x, out)
+    algorithm = _DIVISORS.get(op.divisor)
+    if algorithm is None or _beside(op, x.shape, out.shape):
+        return False
+    primitive = _pooled(algorithm, op, x, out)
     if primitive is None:
         return False
     site.primitive(primitive, {Arg.SRC: x}, {Arg.DST: out})
@@ -103,11 +121,11 @@ def average_gradient(site: Site) -> bool:
     op = site.op
     if not isinstance(op, AveragePoolGradient) or not computable(*site.inputs):
         return False
-    (dy,) = site.inputs
-    if op.divisor not in _DIVISORS or not dy.channels_last:
-        return False
+    dy = arranged(site, site.inputs[0])
     dx = site.output(site.first.writes[0], last=True)
-    algorithm = _DIVISORS[op.divisor]
+    algorithm = _DIVISORS.get(op.divisor)
+    if algorithm is None or _beside(op, dx.shape, dy.shape):
+        return False
     hint = _pooled(algorithm, op, dx, dy, training=True)
     if hint is None:
         return False
@@ -118,31 +136,6 @@ def average_gradient(site: Site) -> bool:
     except OneDNNError:
         return False
     site.primitive(primitive, {Arg.DIFF_DST: dy}, {Arg.DIFF_SRC: dx})
-    return True
-
-
-def plane_mean(site: Site) -> bool:
-    """The mean of every plane, as a pooling whose window is the plane."""
-    op = site.op
-    if not isinstance(op, ReduceMean) or not computable(*site.inputs):
-        return False
-    (x,) = site.inputs
-    rank = len(x.shape)
-    if rank < 3 or tuple(op.axes) != tuple(range(2, rank)) or not x.channels_last:
-        return False
-    out = site.output(site.first.writes[0])
-    shape = (*x.shape[:2], *(1,) * (rank - 2))
-    pooled = out.viewed(shape, channels_last(shape))
-    window = x.shape[2:]
-    none = (0,) * len(window)
-    try:
-        primitive = pooling_forward(
-            Pooling.AVERAGE_EXCLUDE_PADDING, desc(x), desc(pooled),
-            strides=window, kernel=window, dilates=none, pad_l=none, pad_r=none,
-        )  # fmt: skip
-    except OneDNNError:
-        return False
-    site.primitive(primitive, {Arg.SRC: x}, {Arg.DST: pooled})
     return True
 
 
@@ -161,6 +154,13 @@ def _pooled(
         )
     except OneDNNError:
         return None
+
+
+def _beside(op: Any, size: tuple[int, ...], out: tuple[int, ...]) -> bool:
+    """Whether a window lies outside the planes altogether, where oneDNN and NumPy differ."""
+    ends = ((o - 1) * s - p for o, s, p in zip(out[2:], op.stride, op.pad))
+    starts = (k - p for k, p in zip(op.kernel, op.pad))
+    return any(e >= d for e, d in zip(ends, size[2:])) or any(s <= 0 for s in starts)
 
 
 def _window(op: Any, size: tuple[int, ...], out: tuple[int, ...]) -> dict[str, Any]:
