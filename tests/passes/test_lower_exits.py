@@ -273,8 +273,8 @@ def published() -> tuple[Graph, Store]:
 
 
 #: On real images the recorded entropies are within 2e-6. On the noise images, whose logits reach
-#: 88, the recording's own float32 rounding is 3.5e-6 from exact arithmetic, and another order of the
-#: same sums may be as far off on the other side.
+#: 88, the recording's own float32 rounding is 3.5e-6 from exact arithmetic, and another order of
+#: the same sums may be as far off on the other side.
 ENTROPY = {"mnist": 2e-6, "random": 7e-6}
 
 
