@@ -123,6 +123,11 @@ def _installation() -> dict[str, Any]:
         "machine": f"{platform.system()} {platform.machine()}",
         "numpy": importlib.import_module("numpy").__version__,
         "backends": {n: backend(n).missing() or backend(n).describe() for n in backends()},
+        **{
+            f"{n} primitives (other ops in NumPy)": list(backend(n).primitives())
+            for n in backends()
+            if backend(n).primitives()
+        },
         "data folder": str(data_folder("")),
         **{name: _version(name, remedy) for name, remedy in _OPTIONAL.items()},
     }

@@ -113,6 +113,10 @@ class Backend(Protocol):
         """Library, version and threads, for people."""
         ...
 
+    def primitives(self) -> tuple[str, ...]:
+        """Opcodes that kernels of a library carry out; the others run as NumPy."""
+        ...
+
     def load(self, program: Program, options: Options) -> Runner:
         """Make `program` ready, or raise `UnsupportedError` naming what it has not."""
         ...
@@ -149,7 +153,7 @@ def backend(name: str) -> Backend:
 @cache
 def _chosen() -> Backend:
     """The fastest backend that is available; says which and why, once a process."""
-    passed_over = []
+    passed_over: list[str] = []
     for name in backends():
         candidate = backend(name)
         missing = candidate.missing()

@@ -40,7 +40,7 @@ from typing import Any, NamedTuple
 
 import platformdirs
 
-from branchgraph.compiler.backend import Backend, Work
+from branchgraph.compiler.backend import Backend, Options, Work
 from branchgraph.compiler.derived import derive
 from branchgraph.compiler.program import schedule
 from branchgraph.ir.dims import Dim, DimLike
@@ -192,7 +192,8 @@ class _Tuned(FuseSiblings):
 def _size(size: DimLike, batch: int) -> int:
     """`size` with `batch` for every symbol."""
     bound = size.substitute(dict.fromkeys(size.symbols, batch)) if isinstance(size, Dim) else size
-    return int(bound)
+    assert isinstance(bound, int)
+    return bound
 
 
 def _reading(layers: Sequence[Node]) -> str:
@@ -222,6 +223,7 @@ def _tidied(graph: Graph) -> Graph:
     new = clone(graph)
     pending = [node for node in new.nodes if isinstance(node.op, Split)]
     for split in pending:
+        assert isinstance(split.op, Split)
         users = [value.users for value in split.outputs]
         readers = [found[0] for found in users if len(found) == 1]
         if split.op.axis == 1 and len(readers) == len(users) and _alike(readers, new):
@@ -230,18 +232,22 @@ def _tidied(graph: Graph) -> Graph:
                 parts = new.apply(split.op, whole)
             for reader, part in zip(readers, parts):
                 new.replace(reader.output, part)
-            pending.append(parts[0].producer)
+            later = parts[0].producer
+            assert later is not None
+            pending.append(later)
     new.touch()
     for node in new.nodes:
-        whole = _joined(node)
-        if whole is not None:
-            new.replace(node.output, whole)
+        found = _joined(node)
+        if found is not None:
+            new.replace(node.output, found)
     return DeadCode().apply(new)
 
 
 def _joined(node: Node) -> Value | None:
     """x where `node` is concat(split(x))."""
-    split = node.inputs[0].producer if isinstance(node.op, Concat) else None
+    if not isinstance(node.op, Concat):
+        return None
+    split = node.inputs[0].producer
     if split is None or not isinstance(split.op, Split) or node.inputs != split.outputs:
         return None
     return split.inputs[0] if split.op == replace(split.op, axis=node.op.axis) else None
@@ -509,7 +515,7 @@ class _Timed:
         feeds = random_feeds(graph)
         names = zip(graph.inputs, program.arguments)
         self._feeds = {a.name: feeds[n].astype(a.type.dtype.numpy) for n, a in names}
-        self._runner = backend.load(program)
+        self._runner = backend.load(program, Options())
         self._sum = 0.0
 
     def seconds(self, repeats: int) -> float:

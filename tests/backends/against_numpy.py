@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from branchgraph.backends.onednn.plan import Kernel
 from branchgraph.compiler import Executable, compile
 from branchgraph.ir.dims import substitute_shape
 from branchgraph.ir.graph import Graph, Node, Value
@@ -149,7 +150,12 @@ def sizes_of(graph: Graph, feeds: Mapping[str, Any]) -> dict[str, int]:
     return found
 
 
-def kernels_of(executable: Executable) -> list[str]:
-    """Names of the kernels of all plans that an executable on oneDNN has made."""
+def all_kernels(executable: Executable) -> list[Kernel]:
+    """The kernels of all plans that an executable on oneDNN has made."""
     plans = (plan for known in executable._runner._plans for plan in known.values())  # type: ignore[attr-defined]
-    return [kernel.name for plan in plans for kernel in plan.kernels]
+    return [kernel for plan in plans for kernel in plan.kernels]
+
+
+def kernels_of(executable: Executable) -> list[str]:
+    """Their names."""
+    return [kernel.name for kernel in all_kernels(executable)]

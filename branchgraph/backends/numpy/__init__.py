@@ -104,7 +104,7 @@ class _Owner:
         if array is None:
             raise GraphError(f"buffer {buffer} was released before its result was taken")
         if array.base is not None or id(array) in self.taken:
-            return array.copy()
+            array = np.array(array)
         self.taken.add(id(array))
         return array
 
@@ -120,6 +120,9 @@ class NumpyBackend:
 
     def describe(self) -> str:
         return f"NumPy {np.__version__}, the reference"
+
+    def primitives(self) -> tuple[str, ...]:
+        return ()
 
     def load(self, program: Program, options: Options) -> NumpyRunner:
         """Every op evaluates itself, so every program loads."""

@@ -6,6 +6,7 @@ import os
 from functools import cache
 
 from branchgraph.backends.onednn import library
+from branchgraph.backends.onednn.kernels import PRIMITIVES
 from branchgraph.backends.onednn.runner import OneDNNRunner
 from branchgraph.compiler.backend import Options
 from branchgraph.compiler.program import Program
@@ -28,6 +29,9 @@ class OneDNNBackend:
     def describe(self) -> str:
         version = ".".join(map(str, library.version()))
         return f"oneDNN {version}, {library.threads()} threads"
+
+    def primitives(self) -> tuple[str, ...]:
+        return PRIMITIVES
 
     def load(self, program: Program, options: Options) -> OneDNNRunner:
         """A runner; `MissingError` where libdnnl is not installed.

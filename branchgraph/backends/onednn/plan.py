@@ -109,7 +109,7 @@ class Site:
         self.builder.kernels.append(Kernel(name, self.cluster, tuple(reads), tuple(writes), emit))
 
     def primitive(
-        self, primitive: Primitive, reads: Mapping[int, Tensor], writes: Mapping[int, Tensor]
+        self, primitive: Primitive, reads: Mapping[Any, Tensor], writes: Mapping[Any, Tensor]
     ) -> None:
         """One kernel that runs `primitive` over operands by argument number."""
         self.builder.primitive(self.cluster, primitive, reads, writes)
@@ -232,8 +232,8 @@ class Builder:
         return self._packs[known]
 
     def primitive(
-        self, cluster: Cluster, primitive: Primitive, reads: Mapping[int, Tensor],
-        writes: Mapping[int, Tensor],
+        self, cluster: Cluster, primitive: Primitive, reads: Mapping[Any, Tensor],
+        writes: Mapping[Any, Tensor],
         name: str = "",
     ) -> None:  # fmt: skip
         """A kernel that runs `primitive`; its scratchpad is a buffer like any other."""

@@ -69,7 +69,8 @@ class Tensor:
         """The elements as an array over the bytes of the buffer."""
         width = self.dtype.itemsize
         strides = tuple(s * width for s in self.strides)
-        return np.ndarray(self.shape, self.dtype.numpy, memory, self.offset, strides)
+        found: np.ndarray = np.ndarray(self.shape, self.dtype.numpy, memory, self.offset, strides)
+        return found
 
 
 def row_major(shape: Shape) -> Shape:

@@ -65,6 +65,18 @@ MAKERS: Mapping[str, Sequence[Maker]] = {
 }
 
 
+#: Ops that primitives carry out, in float32 and bfloat16 and where sizes are worth it; all others
+#: are NumPy's.
+PRIMITIVES = (
+    "absolute", "add", "average_pool", "average_pool_gradient", "batch_norm_gradient",
+    "batch_norm_inference", "batch_norm_training", "broadcast_to", "concat", "conv",
+    "conv_transpose", "conv_weight_gradient", "dense", "divide", "elu", "embed", "leaky_relu",
+    "log_softmax", "lrn", "lrn_gradient", "matmul", "max_pool", "max_pool_index", "mean",
+    "multiply", "negate", "pad", "product", "reduce_mean", "reduce_sum", "relu", "relu_gradient",
+    "sample_conv", "sample_conv_transpose", "sample_conv_weight_gradient", "scatter_pooled",
+    "select", "sigmoid", "softmax", "sqrt", "subtract", "sum", "tanh",
+)  # fmt: skip
+
 _WINDOWS = (Conv, ConvTranspose, ConvWeightGradient, MaxPool, AveragePool)
 
 
@@ -79,4 +91,4 @@ def enters_channels_last(builder: Builder, buffer: int) -> bool:
     )
 
 
-__all__ = ["MAKERS", "enters_channels_last", "epilogue"]
+__all__ = ["MAKERS", "PRIMITIVES", "enters_channels_last", "epilogue"]

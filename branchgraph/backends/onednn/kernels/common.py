@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from branchgraph.backends.onednn.bindings import OneDNNError
 from branchgraph.backends.onednn.plan import Place, Site, Step
 from branchgraph.backends.onednn.primitives import (
     Arg,
@@ -19,7 +20,6 @@ from branchgraph.backends.onednn.primitives import (
     Binary,
     Desc,
     Eltwise,
-    OneDNNError,
     post_op_operand,
     reorder,
 )

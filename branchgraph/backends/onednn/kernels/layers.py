@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from math import prod
 from typing import Any
 
+from branchgraph.backends.onednn.bindings import OneDNNError
 from branchgraph.backends.onednn.kernels.common import (
     arranged,
     computable,
@@ -21,7 +22,6 @@ from branchgraph.backends.onednn.primitives import (
     Arg,
     Attributes,
     Desc,
-    OneDNNError,
     Primitive,
     convolution_backward_data,
     convolution_backward_weights,

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from branchgraph.backends.onednn.bindings import OneDNNError
 from branchgraph.backends.onednn.kernels.common import (
     arranged,
     computable,
@@ -27,7 +28,6 @@ from branchgraph.backends.onednn.plan import Site
 from branchgraph.backends.onednn.primitives import (
     Arg,
     Normalization,
-    OneDNNError,
     batch_normalization_backward,
     batch_normalization_forward,
     lrn_backward,

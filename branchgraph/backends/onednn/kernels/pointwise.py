@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from branchgraph.backends.onednn.bindings import OneDNNError
 from branchgraph.backends.onednn.kernels.common import (
     arranged,
     binary_of,
@@ -22,7 +23,6 @@ from branchgraph.backends.onednn.primitives import (
     Attributes,
     Binary,
     Eltwise,
-    OneDNNError,
     binary,
     eltwise_backward,
     eltwise_forward,

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from branchgraph.backends.onednn.bindings import OneDNNError
 from branchgraph.backends.onednn.kernels.common import arranged, computable, desc
 from branchgraph.backends.onednn.kernels.held import only_read_by
 from branchgraph.backends.onednn.plan import Site
 from branchgraph.backends.onednn.primitives import (
     Arg,
-    OneDNNError,
     Pooling,
     Primitive,
     pooling_backward,

@@ -16,13 +16,13 @@ from __future__ import annotations
 
 from math import prod
 
+from branchgraph.backends.onednn.bindings import OneDNNError
 from branchgraph.backends.onednn.kernels.common import arranged, computable, desc, plain
 from branchgraph.backends.onednn.plan import Site
 from branchgraph.backends.onednn.primitives import (
     Arg,
     Attributes,
     Eltwise,
-    OneDNNError,
     Pooling,
     Primitive,
     Reduction,

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from branchgraph.backends.onednn.bindings import OneDNNError
 from branchgraph.backends.onednn.kernels.common import arranged, computable, desc, fpmath
 from branchgraph.backends.onednn.kernels.layers import grouped, packed, window
 from branchgraph.backends.onednn.plan import Site
@@ -16,7 +17,6 @@ from branchgraph.backends.onednn.primitives import (
     Arg,
     Attributes,
     Desc,
-    OneDNNError,
     Primitive,
     convolution_backward_data,
     convolution_backward_weights,
