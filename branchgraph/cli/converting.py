@@ -41,7 +41,7 @@ def convert(
     write over weights is evaluated in float64.
 
     \b
-    branchgraph convert b_lenet lenet_mnist_100.npz -o b_lenet.bg
+    branchgraph convert b_lenet lenet_mnist_100.npz --partial -o b_lenet.bg
     branchgraph convert cross:depth=110 cross_d110w1-0400.params -o cross.bg
     branchgraph convert pd_a_resnet18 pd_a.safetensors --pass specialise --pass fuse_branches \\
         -o fused.bg

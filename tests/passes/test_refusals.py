@@ -30,11 +30,12 @@ from branchgraph.ir.gradient import differentiate
 from branchgraph.ir.graph import Graph, Value, branch
 from branchgraph.ir.interpret import interpret
 from branchgraph.ir.op import make
-from branchgraph.ir.ops.reshape import Reshape
-from branchgraph.ir.state import Role, State
+from branchgraph.ir.ops.reshape import Reshape, Slice
+from branchgraph.ir.state import Role, State, Store
 from branchgraph.ir.text import format_graph
 from branchgraph.nets import network
 from branchgraph.passes.base import Pass
+from branchgraph.passes.materialise import carry_slots
 from branchgraph.passes.specialise import specialise
 from branchgraph.training import joint_loss
 
@@ -211,6 +212,17 @@ def below_another(h: Value, x: Value) -> Value:
     return concat(h, conv(x, 4, 1), axis=2, name="rows")
 
 
+def beside_channels_that_vary(h: Value, x: Value) -> Value:
+    joined = concat(h, h.graph.input("t", ("N", "C", 6, 6)), name="joined")
+    return conv(h.graph.emit(make("reduce_mean", axes=(1,), keepdims=True), joined), 4, 1)
+
+
+def one_axis() -> Graph:
+    x = image_input(Graph("flat"))
+    x.graph.output("y", x.graph.emit(Reshape(shape=(x.shape[0] * 108,)), x, name="flat"))
+    return x.graph
+
+
 def computed_weight() -> Graph:
     x = image_input(Graph("expression"))
     weight = relu(x.graph.read(State("w", (4, 3, 1, 1))), name="weight")
@@ -282,6 +294,10 @@ REFUSED = {
         lambda: wide(below_another), "widen:layer=wide,to=6",
         ("wide", "operands of concat rows cannot be widened alike"),
     ),
+    "symbolic": (
+        lambda: wide(beside_channels_that_vary), "widen:layer=wide,to=6",
+        ("wide", "t has no concrete number of channels: f32[N, C, 6, 6]"),
+    ),
     "narrow": (
         three_layers, "widen:layer=conv2,to=4",
         ("conv2", "it has 4 channels, which is not less than 4"),
@@ -289,6 +305,9 @@ REFUSED = {
     "expression": (
         computed_weight, "deepen:after=weight",
         ("weight", "it makes no single value of samples"),
+    ),
+    "one axis": (
+        one_axis, "deepen:after=flat", ("flat", "a layer needs [N, C, ...], got f32[108*N]"),
     ),
 }  # fmt: skip
 
@@ -359,3 +378,14 @@ def test_what_cannot_be_done_at_all_raises_with_the_remedy(kind: str) -> None:
     act, error, message = RAISED[kind]
     with pytest.raises(error, match=message):
         act()
+
+
+def test_slots_follow_an_origin_only_where_all_it_reads_has_one() -> None:
+    """An origin that gives something besides states reads more than its new states need."""
+    moved, other, new = State("moved", (4,)), State("other", (4,)), State("new", (2,))
+    origin = Graph("net.origin")
+    origin.update(new, origin.emit(Slice(axis=0, start=0, size=2), origin.read(moved)))
+    origin.output("other", origin.read(other))
+    slots = {(moved, "v"): State("moved.v", (4,), role=Role.SLOT)}
+    with pytest.raises(GraphError, match="other has no slot to read"):
+        carry_slots(origin, slots, Store.initialised([moved, other, *slots.values()]))
