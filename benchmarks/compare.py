@@ -64,8 +64,8 @@ LEGACY = ("chainer", "mxnet")
 #: Peers that only infer.
 INFERENCE_ONLY = ("onnxruntime", "openvino")
 REFERENCE = "reference"
-#: So small that the second step is taken where the first one was: in deep networks with batch norm a
-#: larger step makes rounding errors of the first gradient (1 % in DFN-MR-56) grow to a third.
+#: So small that the second step is taken where the first one was: in deep networks with batch norm
+#: a larger step makes rounding errors of the first gradient (1 % in DFN-MR-56) grow to a third.
 LEARNING_RATE, MOMENTUM = 1e-4, 0.9
 #: Steps of training that are compared: the second one shows the momentum.
 STEPS = 2
