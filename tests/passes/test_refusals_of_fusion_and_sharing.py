@@ -110,6 +110,10 @@ NOT_FUSED: dict[str, tuple[Layers, dict[str, bool], tuple[str, str]]] = {
         lambda x: dense(flatten(conv(x, 2, 3)), 20, name="fc"), {},
         ("fc", f"R14: {dear('2,800', '3,920')}"),
     ),
+    "R14, as many products either way": (  # 25*7*4*9 + 175*300, then 300*4*49
+        lambda x: dense(flatten(conv(x, 7, 3)), 300, name="fc"), {},
+        ("fc", "R14: it would save none of 58,800 MACs; grow=true asks for it all the same"),
+    ),
 }  # fmt: skip
 
 

@@ -57,7 +57,9 @@ Rule = Callable[[Node, World], Fusion | Refusal | None]
 
 
 def too_dear(before: int, after: int) -> str:
-    """The reason for refusing more work."""
+    """The reason for refusing as much work, or more."""
+    if after == before:
+        return f"it would save none of {before:,} MACs; grow=true asks for it all the same"
     return f"it would raise MACs from {before:,} to {after:,}; grow=true asks for it all the same"
 
 
