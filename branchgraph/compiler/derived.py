@@ -32,7 +32,9 @@ class Derived:
         """Arrays of `states`, given those of the graph's states in their canonical order."""
         if not self.states:
             return []
-        store = Store({state: arrays[number] for number, state in self.sources})
+        store = Store()
+        for number, state in self.sources:
+            store.commit(state, arrays[number])  # taken over as it is, and only read
         with np.errstate(all="ignore"):  # infinity and NaN are values, as in a run
             found = interpret(self.origin, {}, store, precision=DType.F64).updates
         return [np.ascontiguousarray(found[s], s.dtype.numpy) for s in self.states]

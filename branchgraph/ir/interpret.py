@@ -2,7 +2,8 @@
 
 It is the definition that compiled programs are compared with, and what passes and `materialise`
 use to compute values. `precision=DType.F64` evaluates every floating op in float64, whatever dtype
-the graph declares.
+the graph declares. Values live until their last use, and states are widened at their first, so that
+evaluating the expressions of a large network takes little more than what it holds.
 """
 
 from __future__ import annotations
@@ -54,21 +55,37 @@ class _Interpreter:
         self.values: dict[Value, np.ndarray] = {}
 
     def run(self, inputs: Mapping[str, np.ndarray | float]) -> Run:
-        check_names(self.graph, inputs)
-        for name, value in self.graph.inputs.items():
+        graph = self.graph
+        check_names(graph, inputs)
+        for name, value in graph.inputs.items():
             given = inputs.get(name, value.default)
             array = np.asarray(given).astype(self._dtype(value.dtype), copy=False)
             bind_shape(value.shape, array.shape, self.bindings, f"input {name!r}")
             self.values[value] = array
-        for state, value in self.graph.reads.items():
-            self.values[value] = self.store[state].astype(self._dtype(state.dtype), copy=False)
-        for node in self.graph.nodes:
+        kept = {*graph.outputs.values(), *graph.gradients.values()}
+        updated = set(graph.updates.values()) - kept
+        last = {v: node for node in graph.nodes for v in node.inputs}
+        for node in graph.nodes:
             self._visit(node)
+            for value in (*node.inputs, *node.outputs):
+                if last.get(value, node) is not node or value in kept:
+                    continue
+                if value in updated:
+                    self.values[value] = self.values[value].astype(value.dtype.numpy)
+                else:
+                    self.values.pop(value, None)
         return Run(
-            {k: self.values[v] for k, v in self.graph.outputs.items()},
-            {s: self.values[v].astype(s.dtype.numpy) for s, v in self.graph.updates.items()},
-            {s: self.values[v] for s, v in self.graph.gradients.items()},
+            {k: self._value(v) for k, v in graph.outputs.items()},
+            {s: self._value(v).astype(s.dtype.numpy) for s, v in graph.updates.items()},
+            {s: self._value(v) for s, v in graph.gradients.items()},
         )
+
+    def _value(self, value: Value) -> np.ndarray:
+        """A value that was computed, or that of a state, which is read when it is needed."""
+        if value not in self.values and value.state is not None:
+            array = self.store[value.state]
+            self.values[value] = array.astype(self._dtype(value.dtype), copy=False)
+        return self.values[value]
 
     def _dtype(self, dtype: DType) -> np.dtype:
         return (self.precision if self.precision and dtype.is_float else dtype).numpy
@@ -79,7 +96,7 @@ class _Interpreter:
         op = node.op.bind(self.bindings)
         if self.precision:
             op = _in_precision(op, self.precision)
-        results = op.evaluate(*(self.values[v] for v in node.inputs))
+        results = op.evaluate(*(self._value(v) for v in node.inputs))
         for value, result in zip(node.outputs, results):
             self.values[value] = result
             for declared, size in zip(value.shape, result.shape):

@@ -15,7 +15,7 @@ import pytest
 from branchgraph.backends.numpy import BACKEND as NUMPY
 from branchgraph.backends.onednn import library
 from branchgraph.compiler import compile, horizontal
-from branchgraph.compiler.backend import Backend, Observer, Results, Work
+from branchgraph.compiler.backend import Backend, Observer, Options, Results, Work
 from branchgraph.compiler.horizontal import (
     VARIABLE,
     Decisions,
@@ -66,7 +66,7 @@ class Fast:
     def describe(self) -> str:
         return self.described
 
-    def load(self, program: Program) -> object:
+    def load(self, program: Program, options: Options) -> object:
         return NUMPY.load(program)
 
 
@@ -315,7 +315,7 @@ def test_in_training_kernels_are_assembled_in_every_step() -> None:
 class Scripted(Fast):
     """Says that every instruction takes a millisecond, and each run more than the one before."""
 
-    def load(self, program: Program) -> object:
+    def load(self, program: Program, options: Options) -> object:
         return _Script(program)
 
 
