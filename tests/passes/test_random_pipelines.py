@@ -108,7 +108,6 @@ def test_every_pass_matches_and_refuses_for_every_reason(
     assert not shortages(counted(CHUNKS, capsys))
 
 
-@pytest.mark.slow
 def test_two_thousand_graphs(capsys: pytest.CaptureFixture[str]) -> None:
     found = counted(SLOW, capsys)
     assert found.graphs == GRAPHS
