@@ -3,6 +3,7 @@
     python benchmarks/compare.py --net lenet,resnet:depth=20 --mode infer --batch 1,64
     python benchmarks/compare.py --net cross:depth=110 --mode train --batch 64 --json cross.json
     python benchmarks/compare.py --net pd_a_resnet18,pd_a_resnet18@specialise@fuse_branches
+    python benchmarks/compare.py --net lenet --batch 1,64 --runs 5 --once torch.compile,jax
     python benchmarks/compare.py --mode exits --weights b_lenet.bg --batch 1,256
 
 Run it with the interpreter of the environment that `make_peers.py` makes; Chainer and MXNet need an
@@ -11,12 +12,12 @@ branchgraph alone; peers run the network as it was declared.
 
 A graph becomes each peer's own source (`peers/walker.py`). PyTorch, torch.compile, ONNX Runtime,
 OpenVINO, JAX and branchgraph live in one process, Chainer and MXNet in one each. Before timing,
-all are compared with branchgraph's NumPy backend (with the first peer, where NumPy would take too
-long): tolerances in `peers/agreement.py`. A system that fails or disagrees leaves its error in
-its row and counts as missing. Then rounds are interleaved: in each, every system runs a burst after
-an untimed step and a pause in which the threads of the one before fall asleep. Printed are medians
-and minima over all steps, the ratio to PyTorch eager, the multiple of the time that the MACs take
-at the rate of a large matrix product in the same process, peak resident memory beyond the
+all are compared with branchgraph's interpreter in float64 (with the first peer, where that would
+take too long): tolerances in `peers/agreement.py`. A system that fails or disagrees leaves its
+error in its row and counts as missing. Then rounds are interleaved: in each, every system runs a
+burst after an untimed step and a pause in which the threads of the one before fall asleep. Printed
+are medians and minima over all steps, the ratio to PyTorch eager, the multiple of the time that the
+MACs take at the rate of a large matrix product in the same process, peak resident memory beyond the
 imports (each system by itself in a process), the difference from the reference, and the seconds
 from the declared network to the end of the first step.
 
@@ -26,9 +27,14 @@ is forward, joint loss, backward and momentum SGD (0.9) on every parameter; bran
 gives each exit's accuracy. The batch stays the same. Running statistics move in all, but are not
 compared, since libraries differ in which variance they take. Networks that draw random numbers in
 training (dropout, stochastic gates) are compared in inference only. All systems have `--threads`
-threads and are kept on as many cores, which needs Linux, as counting memory does. torch.compile
-starts with an empty cache in every cell. `--mode exits` is told in `compare_exits.py`. Measure on
-a quiet machine: threads that wait for each other lose whole time slices to other work.
+threads and are kept on as many cores, which needs Linux, as counting memory does. In every run the
+caches on disk of torch.compile and of branchgraph's tuning start empty; memory is counted with them
+filled. `--mode exits` is told in `compare_exits.py`. Measure on a quiet machine: threads that wait
+for each other lose whole time slices to other work.
+
+`--runs N` repeats the whole measurement of a cell in fresh processes; how runs are summed up is
+told in `peers/report.py`. Agreement and memory are those of the first run. Systems named by
+`--once`, for which compiling takes long, are in the first run only; so is one that failed in it.
 """
 
 from __future__ import annotations
@@ -42,7 +48,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -55,7 +62,7 @@ from peers import agreement
 from peers.client import Client, ServerError, environment
 from peers.declared import Cell, make_cell, network_of
 from peers.express import express
-from peers.report import Row, table, write_json
+from peers.report import Row, Run, Summary, merge, table, write_json
 
 OURS = "branchgraph"
 #: Peers that share a process with branchgraph, and those that need an interpreter of their own.
@@ -65,8 +72,9 @@ LEGACY = ("chainer", "mxnet")
 INFERENCE_ONLY = ("onnxruntime", "openvino")
 REFERENCE = "reference"
 #: So small that the second step is taken where the first one was: in deep networks with batch norm
-#: a larger step makes rounding errors of the first gradient (1 % in DFN-MR-56) grow to a third.
-LEARNING_RATE, MOMENTUM = 1e-4, 0.9
+#: a larger step makes rounding errors of the first gradient (1 % in DFN-MR-56) grow to a third. At
+#: 1e-4 every system is a fifth or more from float64 in ResNet-110 at batch 8, at 1e-5 a twelfth.
+LEARNING_RATE, MOMENTUM = 1e-5, 0.9
 #: Steps of training that are compared: the second one shows the momentum.
 STEPS = 2
 PAUSE = 0.03
@@ -79,9 +87,11 @@ class Options:
     systems: tuple[str, ...]
     backend: str
     threads: int
-    rounds: int
+    #: None: as many as suit the MACs of the cell.
+    rounds: int | None
     burst: float
     memory: bool
+    check: bool
     reference_macs: float
     legacy_python: str | None
 
@@ -109,13 +119,14 @@ class Measurement:
         """Systems without an error so far."""
         return [s for s, row in self.rows.items() if not row.error]
 
-    def run(self) -> list[Row]:
+    def run(self) -> Run:
         """Express, load, check, time, weigh."""
         express(self.cell, self.folder, self._meta())
         try:
             for system in self.working:
                 self._guarded(system, self._load)
-            self._check()
+            if self.options.check:
+                self._check()
             self._time()
         finally:
             for client in set(self.clients.values()):
@@ -123,7 +134,7 @@ class Measurement:
         if self.options.memory:
             for system in self.working:
                 self._guarded(system, self._weigh)
-        return list(self.rows.values())
+        return Run(list(self.rows.values()), self.gflops)
 
     def _meta(self) -> dict[str, Any]:
         net, passes = network_of(self.cell.spec)
@@ -155,8 +166,8 @@ class Measurement:
         return client
 
     def _process(self, system: str) -> Client:
-        """A new process; what torch.compile caches on disk is this cell's, so it starts cold."""
-        return Client(self.options.python(system), self.options.threads, self.folder / "inductor")
+        """A new process; what is cached on disk is this run's, so compilers start cold."""
+        return Client(self.options.python(system), self.options.threads, self.folder / "cache")
 
     def _load(self, system: str) -> None:
         if self.cell.mode == "train" and system in INFERENCE_ONLY:
@@ -164,7 +175,9 @@ class Measurement:
         client = self._client(system)
         client.ask("import", system=system, meta=self._meta())
         ready = client.ask("load", system=system, bundle=str(self.folder))["seconds"]
-        self.rows[system].load_seconds = ready
+        self.rows[system].compile_s = ready
+        if not self.options.check:
+            return
         file = str(self.folder / f"{system}.npz")
         self.losses[system] = client.ask("check", system=system, steps=STEPS, file=file)["losses"]
 
@@ -185,12 +198,12 @@ class Measurement:
                 row.error = f"differs from {reference} by {row.difference:.1e} > {tolerance:.0e}"
 
     def _reference(self) -> str:
-        """The NumPy backend where it is quick enough, else the first system that works."""
+        """The interpreter where it is quick enough, else the first system that works."""
         if self.cell.macs > self.options.reference_macs:
             return next(s for s in (*self.working[1:], *self.working))
         client = self._process(REFERENCE)
         try:
-            client.ask("import", system=REFERENCE, meta={**self._meta(), "backend": "numpy"})
+            client.ask("import", system=REFERENCE, meta=self._meta())
             client.ask("load", system=REFERENCE, bundle=str(self.folder))
             file = str(self.folder / f"{REFERENCE}.npz")
             asked = client.ask("check", system=REFERENCE, steps=STEPS, file=file)
@@ -218,7 +231,7 @@ class Measurement:
         counts = {}
         for system in self.working:
             self._guarded(system, lambda s: counts.update({s: self._count(s)}))
-        for k in range(self.options.rounds):
+        for k in range(self.options.rounds or rounds_for(self.cell.macs)):
             order = self.working
             first = k % max(len(order), 1)
             for system in order[first:] + order[:first]:
@@ -227,8 +240,10 @@ class Measurement:
 
     def _count(self, system: str) -> tuple[int, int]:
         """Steps of a burst, timed and untimed."""
-        times = self._client(system).ask("burst", system=system, count=2, warm=1)["times"]
-        quickest = min(times)
+        client = self._client(system)
+        quickest = min(client.ask("burst", system=system, count=1, warm=0)["times"])
+        if quickest < self.options.burst:
+            quickest = min(client.ask("burst", system=system, count=2, warm=0)["times"])
         timed = max(1, min(500, int(self.options.burst / quickest)))
         return timed, 1 if quickest < self.options.burst else 0
 
@@ -253,7 +268,7 @@ class Measurement:
             client.ask("import", system=system, meta=self._meta())
             client.ask("mark")
             client.ask("load", system=system, bundle=str(self.folder))
-            client.ask("burst", system=system, count=2, warm=1)
+            client.ask("burst", system=system, count=2, warm=0)
             self.rows[system].peak_mb = client.ask("peak")["peak_mb"]
         finally:
             client.close()
@@ -262,6 +277,25 @@ class Measurement:
 def _arrays(path: Path) -> list[np.ndarray]:
     with np.load(path) as arrays:
         return [arrays[f"a{i}"] for i in range(len(arrays.files))]
+
+
+def rounds_for(macs: int) -> int:
+    """Fewer rounds where a step takes seconds."""
+    return 10 if macs < 2e9 else 6 if macs < 100e9 else 3
+
+
+def measured(
+    cell: Cell, options: Options, runs: int, once: Collection[str] = ()
+) -> Iterator[list[Run]]:
+    """The runs so far, after each: see the head of this file for what later runs leave out."""
+    done: list[Run] = []
+    for _ in range(runs):
+        with tempfile.TemporaryDirectory() as folder:
+            done.append(Measurement(cell, options, Path(folder)).run())
+        yield done
+        failed = [row.system for row in done[-1].rows if row.error]
+        kept = tuple(s for s in options.systems if s not in failed and s not in once)
+        options = replace(options, systems=kept, memory=False, check=False)
 
 
 def networks(text: str) -> list[str]:
@@ -288,7 +322,7 @@ def about(options: Options) -> dict[str, Any]:
         "load_average": os.getloadavg()[0],
         "threads": options.threads,
         "backend": options.backend,
-        "rounds": options.rounds,
+        "rounds": options.rounds or "by MACs",
         "versions": versions,
     }
 
@@ -309,12 +343,14 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--peers", default=",".join(PEERS), help="'' for branchgraph alone")
     parser.add_argument("--backend", default="auto", help="of branchgraph")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--runs", type=int, default=1, help="in fresh processes")
+    parser.add_argument("--once", default="", help="systems of the first run only")
+    parser.add_argument("--rounds", type=int, help="of a run; by default 3 to 10, by MACs")
     parser.add_argument("--burst", type=float, default=0.1, help="seconds a system runs in a round")
     parser.add_argument("--no-memory", action="store_true", help="leave peak memory out")
     parser.add_argument(
-        "--reference-gmacs", type=float, default=30.0,
-        help="cells with more are compared with the first peer instead of the NumPy backend",
+        "--reference-gmacs", type=float, default=60.0,
+        help="cells with more are compared with the first peer instead of the interpreter",
     )  # fmt: skip
     parser.add_argument("--legacy-python", default=os.environ.get("BRANCHGRAPH_LEGACY_PYTHON"))
     parser.add_argument("--weights", help="of --mode exits: a trained network (.bg)")
@@ -322,7 +358,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--json", type=Path)
     chosen = parser.parse_args(arguments)
     chosen.peers = [p for p in chosen.peers.split(",") if p]
-    unknown = [p for p in chosen.peers if p not in (*PEERS, *LEGACY)]
+    chosen.once = [p for p in chosen.once.split(",") if p]
+    unknown = [p for p in (*chosen.peers, *chosen.once) if p not in (*PEERS, *LEGACY)]
     if unknown:
         parser.error(f"no peer {unknown[0]!r}; there are: {', '.join((*PEERS, *LEGACY))}")
     if chosen.mode == "exits" and chosen.weights is None:
@@ -337,7 +374,7 @@ def measure_exits(chosen: argparse.Namespace) -> int:
     command = [
         sys.executable, str(Path(__file__).with_name("compare_exits.py")), chosen.weights,
         "--batch", ",".join(map(str, chosen.batch)), "--threshold", str(chosen.threshold),
-        "--backend", chosen.backend, "--rounds", str(chosen.rounds),
+        "--backend", chosen.backend, "--rounds", str(chosen.rounds or 10),
     ]  # fmt: skip
     if chosen.json:
         command += ["--json", str(chosen.json)]
@@ -351,23 +388,23 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(measure_exits(chosen))
     options = Options(
         (OURS, *chosen.peers), chosen.backend, chosen.threads, chosen.rounds, chosen.burst,
-        not chosen.no_memory, chosen.reference_gmacs * 1e9, chosen.legacy_python,
+        not chosen.no_memory, True, chosen.reference_gmacs * 1e9, chosen.legacy_python,
     )  # fmt: skip
-    rows: list[Row] = []
-    cells = []
+    before: list[Summary] = []
+    cells: list[dict[str, Any]] = []
     for spec in chosen.net:
         for batch in chosen.batch:
             cell = make_cell(spec, chosen.mode, batch)
-            with tempfile.TemporaryDirectory() as folder:
-                measurement = Measurement(cell, options, Path(folder))
-                measured = measurement.run()
-            where = {"net": spec, "mode": chosen.mode, "batch": batch}
-            cells.append({**where, "macs": cell.macs, "gemm_gflops": measurement.gflops})
-            rows.extend(measured)
-            macs = {(spec, chosen.mode, batch): cell.macs}
-            print(table(measured, measurement.gflops, macs), end="\n\n", flush=True)
-            if chosen.json:
-                write_json(chosen.json, rows, {**about(options), "cells": cells})
+            about_cell = {"net": spec, "mode": chosen.mode, "batch": batch, "macs": cell.macs}
+            summaries: list[Summary] = []
+            for runs in measured(cell, options, chosen.runs, chosen.once):
+                summaries = merge(runs, cell.macs)
+                found = [*cells, {**about_cell, "gemm_gflops": [run.gflops for run in runs]}]
+                if chosen.json:
+                    about_all = {**about(options), "cells": found}
+                    write_json(chosen.json, [*before, *summaries], about_all)
+            print(table(summaries), end="\n\n", flush=True)
+            before, cells = [*before, *summaries], found
 
 
 if __name__ == "__main__":

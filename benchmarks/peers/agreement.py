@@ -7,9 +7,8 @@ relative, at most 1e-3, and what the steps added to the trained arrays, per arra
     ||(a - start) - (b - start)|| / max(||b - start||, ||all b - start|| / 100)
 
 at most 2e-1: in DFN-MR-56 and ResNet-110 at the start float32 gradients are 1 to 5 % from
-those of float64, NumPy's too; two systems may be off to either side, and the second step adds to
-it. A wrong formula is off by far more. Arrays whose true gradient is 0 (a bias in front of
-batch norm) hold rounding alone, hence the second term.
+those of float64, and the second step adds to it. A wrong formula is off by far more. Arrays whose
+true gradient is 0 (a bias in front of batch norm) hold rounding alone, hence the second term.
 """
 
 from __future__ import annotations

@@ -37,10 +37,10 @@ class Bundle:
 
     def params(self):  # type: ignore[no-untyped-def]
         """The arrays of `params.npz` in order."""
-        return _numbered(self.folder / "params.npz", "p")
+        return list(_numbered(self.folder / "params.npz", "p"))
 
     def states(self):  # type: ignore[no-untyped-def]
-        """The arrays of `states.npz` in order."""
+        """The arrays of `states.npz` in order, read one by one: who copies them holds no two."""
         return _numbered(self.folder / "states.npz", "s")
 
     def inputs(self):  # type: ignore[no-untyped-def]
@@ -76,4 +76,5 @@ def save(folder, meta, params, states, inputs):  # type: ignore[no-untyped-def]
 
 def _numbered(path, letter):  # type: ignore[no-untyped-def]
     with np.load(path) as arrays:
-        return [arrays[letter + str(i)] for i in range(len(arrays.files))]
+        for i in range(len(arrays.files)):
+            yield arrays[letter + str(i)]

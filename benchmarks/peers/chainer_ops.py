@@ -1,14 +1,57 @@
-"""Chainer's words: `chainer.functions` over parameters, modes by `chainer.config.train`."""
+"""Chainer's words: `chainer.functions` over parameters, modes by `chainer.config.train`.
+
+Truth values are NumPy arrays, since Chainer's variables do not compare. Rows that leave at an exit
+are selected by them.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
 from peers.geometry import shape_text, short, symmetric, two_axes
+from peers.torch_ops import RELATIONS
 from peers.walker import Call, NotExpressible, Table
 
 PEER = "chainer"
-HEADER = "import chainer.functions as F"
+HEADER = """import chainer
+import chainer.functions as F
+import numpy as np
+
+
+def spread(x, shape):
+    return F.broadcast_to(x if isinstance(x, chainer.Variable) else np.array(x, "f"), shape)
+
+
+def where(condition, a, b, shape):
+    return F.where(np.broadcast_to(condition, shape), spread(a, shape), spread(b, shape))
+
+
+def top_k(x, k, axis):
+    order = np.argsort(-x.array, axis=axis, kind="stable")
+    mask = np.zeros_like(x.array)
+    np.put_along_axis(mask, np.take(order, range(k), axis), np.float32(1), axis)
+    return chainer.Variable(mask)
+
+
+def noise(shape):
+    return chainer.Variable(np.random.random_sample(shape).astype(np.float32))
+
+
+def exit_score(logits, criterion):
+    log = F.log_softmax(logits).array
+    score = -(np.exp(log) * log).sum(1) if criterion == "entropy" else np.exp(log).max(1)
+    return chainer.Variable(score)
+
+
+def compact(mask, *values):
+    found = tuple(chainer.Variable(v.array[mask]) for v in values)
+    return found if len(found) > 1 else found[0]
+
+
+def scatter(mask, rows, base):
+    whole = np.broadcast_to(base.array, (len(mask),) + base.shape[1:]).copy()
+    whole[mask] = rows.array
+    return chainer.Variable(whole)"""
 
 
 def _conv(c: Call) -> str:
@@ -85,6 +128,42 @@ def _select(c: Call) -> str:
     return f"{value} * F.broadcast_to({gate}, {shape_text(c.out_shape)})"
 
 
+def _compare(c: Call) -> str:
+    op: Any = c.op
+    a, b = (text if c.is_number(i) else f"{text}.array" for i, text in enumerate(c.args))
+    return f"{a} {RELATIONS[op.relation]} {b}"
+
+
+def _exit_score(c: Call) -> str:
+    op: Any = c.op
+    if op.criterion not in ("entropy", "confidence"):
+        raise NotExpressible(f"not expressible in {PEER}: exit criterion {op.criterion}")
+    return f"exit_score({c.args[0]}, {op.criterion!r})"
+
+
+def _scatter(c: Call) -> str:
+    if not c.has(2):
+        raise NotExpressible(f"not expressible in {PEER}: scatter without a base")
+    return f"scatter({', '.join(c.args)})"
+
+
+def _full(c: Call) -> str:
+    op: Any = c.op
+    # A constant with as many rows as data leaves is one row, which broadcasts.
+    rows = tuple(d if isinstance(d, int) else 1 for d in op.shape)
+    return f"chainer.Variable(np.full({rows}, {op.value!r}, np.{op.dtype.numpy.name}))"
+
+
+def _top_k(c: Call) -> str:
+    op: Any = c.op
+    return f"top_k({c.args[0]}, {op.k}, {op.axis})"
+
+
+def _straight_through(c: Call) -> str:
+    value, surrogate = c.args
+    return f"{surrogate} + ({value} - {surrogate}).array"
+
+
 def _broadcast(c: Call, symbol: str) -> str:
     """Arithmetic; Chainer's variables of different shapes are broadcast explicitly."""
     texts = []
@@ -120,6 +199,16 @@ TABLE: Table = {
     "divide": lambda c: _broadcast(c, "/"),
     "negate": lambda c: f"-{c.args[0]}",
     "log": lambda c: f"F.log({c.args[0]})",
+    "compare": _compare,
+    "where": lambda c: f"where({', '.join(c.args)}, {shape_text(c.out_shape)})",
     "select": _select,
+    "straight_through": _straight_through,
+    "top_k": _top_k,
+    "logical_not": lambda c: f"~{c.args[0]}",
+    "full": _full,
+    "exit_score": _exit_score,
+    "compact": lambda c: f"compact({', '.join(c.args)})",
+    "scatter": _scatter,
+    "noise": lambda c: f"noise({shape_text(c.out_shape)})",
     "mean_cross_entropy": lambda c: f"F.softmax_cross_entropy({c.args[0]}, {c.args[1]})",
 }

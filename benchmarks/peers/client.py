@@ -82,9 +82,10 @@ class Client:
 def environment(base: Mapping[str, str], threads: int, cache: Path | None = None) -> dict[str, str]:
     """The same number of threads for every library; OpenBLAS's workers sleep soon after a call.
 
-    `cache` is where torch.compile keeps what it compiled.
+    `cache` is where torch.compile keeps what it compiled and branchgraph what it measured.
     """
-    kept = {} if cache is None else {"TORCHINDUCTOR_CACHE_DIR": str(cache)}
+    folders = ("TORCHINDUCTOR_CACHE_DIR", "XDG_CACHE_HOME")
+    kept = {} if cache is None else dict.fromkeys(folders, str(cache))
     counts = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NPROC")
     return {
         **base,

@@ -10,7 +10,7 @@ from typing import Any
 
 from peers.geometry import Pool, shape_text
 from peers.torch_ops import RELATIONS
-from peers.walker import Call, NotExpressible, Statement, Table
+from peers.walker import Call, NotExpressible, Statement, Table, static_only
 
 PEER = "jax"
 HEADER = """import jax
@@ -186,5 +186,6 @@ TABLE: Table = {
     "select": lambda c: " * ".join(c.args),
     "straight_through": lambda c: f"{c.args[1]} + lax.stop_gradient({c.args[0]} - {c.args[1]})",
     "top_k": _top_k,
+    "exit_score": static_only(PEER),
     "mean_cross_entropy": lambda c: f"cross_entropy({c.args[0]}, {c.args[1]})",
 }

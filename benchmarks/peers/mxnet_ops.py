@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from peers.geometry import Pool, shape_text, symmetric, two_axes
-from peers.walker import Call, NotExpressible, Table
+from peers.torch_ops import RELATIONS
+from peers.walker import Call, NotExpressible, Table, static_only
 
 PEER = "mxnet"
 HEADER = "import mxnet as mx"
@@ -101,9 +102,38 @@ def _mean(c: Call) -> str:
 
 def _select(c: Call) -> str:
     value, gate = c.args
-    ones = (1,) * len(c.shape())
-    gate = gate if c.shape(1) else f"mx.sym.reshape({gate}, shape={ones})"
+    ones = (1,) * (len(c.shape()) - len(c.shape(1)))
+    gate = f"mx.sym.reshape({gate}, shape={shape_text((*ones, *c.shape(1)))})" if ones else gate
     return f"mx.sym.broadcast_mul({value}, {gate})"
+
+
+def _compare(c: Call) -> str:
+    op: Any = c.op
+    if not (c.shape(0) == c.shape(1) or c.is_number(0) or c.is_number(1)):
+        raise NotExpressible(f"not expressible in {PEER}: a comparison that broadcasts")
+    return f"{c.args[0]} {RELATIONS[op.relation]} {c.args[1]}"
+
+
+def _where(c: Call) -> str:
+    """All operands in full; numbers are arrays of one number."""
+    shape = shape_text(c.out_shape)
+    texts = [
+        f"mx.sym.full({shape}, {text})" if c.is_number(i)
+        else text if c.shape(i) == c.out_shape
+        else f"mx.sym.broadcast_to({text}, shape={shape})"
+        for i, text in enumerate(c.args)
+    ]  # fmt: skip
+    return f"mx.sym.where({', '.join(texts)})"
+
+
+def _straight_through(c: Call) -> str:
+    value, surrogate = c.args
+    return f"{surrogate} + mx.sym.BlockGrad({value} - {surrogate})"
+
+
+def _top_k(c: Call) -> str:
+    op: Any = c.op
+    return f"mx.sym.topk({c.args[0]}, k={op.k}, axis={op.axis}, ret_typ='mask')"
 
 
 def _cross_entropy(c: Call) -> str:
@@ -137,6 +167,12 @@ TABLE: Table = {
     "divide": _arithmetic("div", "/"),
     "negate": lambda c: f"-{c.args[0]}",
     "log": lambda c: f"mx.sym.log({c.args[0]})",
+    "compare": _compare,
+    "where": _where,
     "select": _select,
+    "straight_through": _straight_through,
+    "top_k": _top_k,
+    "exit_score": static_only(PEER),
+    "noise": lambda c: f"mx.sym.random.uniform(shape={shape_text(c.out_shape)})",
     "mean_cross_entropy": _cross_entropy,
 }

@@ -127,6 +127,17 @@ def function_of(table: Table, step: Step, peer: str) -> Callable[[Call], str | S
     return table[step.opcode]
 
 
+def static_only(peer: str) -> Callable[[Call], str]:
+    """The entry for a score of an exit in a peer whose compiled functions have static shapes."""
+
+    def refuse(c: Call) -> str:
+        raise NotExpressible(
+            f"not expressible in {peer}: rows behind an exit, whose number is data"
+        )
+
+    return refuse
+
+
 class _Names:
     """Names of living values; those of dead ones are handed out again."""
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
+
 from branchgraph.compiler import compile
 from branchgraph.compiler.backend import backend
 from branchgraph.ir.optimisers import MomentumSGD
@@ -13,19 +16,23 @@ from branchgraph.training import Training as Trainer
 
 
 def prepare(meta):  # type: ignore[no-untyped-def]
-    """The backend's library is part of the imports."""
+    """Libraries that would be loaded when first needed are part of the imports, as in peers."""
     backend(meta["backend"])
+    with contextlib.suppress(ImportError):
+        importlib.import_module("llvmlite.binding")
 
 
 def load(bundle):  # type: ignore[no-untyped-def]
     return Training(bundle) if bundle.training else Inference(bundle)
 
 
-def _declared(bundle):  # type: ignore[no-untyped-def]
+def declared(bundle):  # type: ignore[no-untyped-def]
     """The network with the bundle's values, its states, and rewritten by the passes asked for."""
     graph = network(bundle.meta["net"])
     states = graph.states
-    store = Store(dict(zip(states, bundle.states())))
+    store = Store()
+    for state, array in zip(states, bundle.states()):
+        store[state] = array
     for spec in bundle.meta["passes"]:
         result = Pass.from_spec(spec).run(graph, values=store)
         graph = result.graph
@@ -36,7 +43,7 @@ def _declared(bundle):  # type: ignore[no-untyped-def]
 
 class Inference:
     def __init__(self, bundle):  # type: ignore[no-untyped-def]
-        graph, _, store = _declared(bundle)
+        graph, _, store = declared(bundle)
         if bundle.meta["passes"]:
             graph, origin = materialise(graph)
             store.initialise(origin.states)
@@ -55,7 +62,7 @@ class Inference:
 
 class Training:
     def __init__(self, bundle):  # type: ignore[no-untyped-def]
-        graph, states, self.store = _declared(bundle)
+        graph, states, self.store = declared(bundle)
         optimiser = MomentumSGD(bundle.meta["learning_rate"], momentum=bundle.meta["momentum"])
         chosen = bundle.meta["backend"]
         self.run = Trainer.of(graph, optimiser, backend=chosen, store=self.store).step.run

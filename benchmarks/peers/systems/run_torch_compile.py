@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+# The compiler is part of the imports, as branchgraph's is.
+import torch._inductor.compile_fx  # noqa: F401
+
 from peers.systems import run_torch
 from peers.systems.run_torch import prepare
 
