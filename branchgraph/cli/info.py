@@ -124,7 +124,7 @@ def _installation() -> dict[str, Any]:
         "numpy": importlib.import_module("numpy").__version__,
         "backends": {n: backend(n).missing() or backend(n).describe() for n in backends()},
         **{
-            f"{n} primitives (other ops in NumPy)": list(backend(n).primitives())
+            f"{n} kernels (other ops in NumPy)": list(backend(n).primitives())
             for n in backends()
             if backend(n).primitives()
         },

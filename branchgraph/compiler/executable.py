@@ -19,6 +19,8 @@ from branchgraph.ir.errors import GraphError, ShapeError
 from branchgraph.ir.state import State, Store
 from branchgraph.ir.types import DType
 
+_F64 = DType.F64.numpy
+
 
 class Executable:
     """A program bound to a store. Calls queue on a lock; different executables do not."""
@@ -42,6 +44,8 @@ class Executable:
         self._runner = runner
         #: What may be fed, by name.
         self.inputs = dict(zip(names, program.arguments))
+        #: The same, with the dtypes of NumPy, for each run.
+        self._feeds = [(n, a, a.type.dtype.numpy) for n, a in self.inputs.items()]
         self._output_names = output_names
         self._derived = derived
         self._values: list[np.ndarray] = []
@@ -100,16 +104,20 @@ class Executable:
         return results
 
     def _arguments(self, inputs: Mapping[str, np.ndarray | float]) -> dict[str, np.ndarray]:
-        known = self.inputs
         for name in inputs:
-            if name not in known:
-                raise GraphError(f"no input {name!r}; the inputs are: {', '.join(known)}")
+            if name not in self.inputs:
+                raise GraphError(f"no input {name!r}; the inputs are: {', '.join(self.inputs)}")
         arguments = {}
-        for name, argument in known.items():
+        for name, argument, wanted in self._feeds:
             given = inputs.get(name, argument.default)
-            if given is None:
+            if isinstance(given, np.ndarray) and given.dtype is wanted:
+                arguments[argument.name] = given
+            elif wanted is _F64 and isinstance(given, float):
+                arguments[argument.name] = np.array(given)
+            elif given is None:
                 raise GraphError(f"input {name!r} {argument.type} is not given")
-            arguments[argument.name] = _converted(given, argument.type.dtype, name)
+            else:
+                arguments[argument.name] = _converted(given, argument.type.dtype, name)
         return arguments
 
 

@@ -68,7 +68,7 @@ class Report:
         ]
         for row in sorted(self.rows, key=lambda r: -r.milliseconds)[:most]:
             rate = f"{row.macs / row.milliseconds / 1e6:7.1f}" if row.macs else " " * 7
-            ops = "+".join(row.ops)
+            ops = _listed(row.ops)
             lines.append(f"{row.milliseconds:9.4f}  {rate}  {row.kernel:<36} {ops:<32} {row.node}")
         lines.append(f"{'ms':>9}  scope")
         lines += [f"{ms:9.4f}  {name or '(top)'}" for name, ms in self.by("scope").items()]
@@ -84,7 +84,7 @@ class Report:
         """The last run as a Chrome trace (chrome://tracing, Perfetto): JSON, times in µs."""
         events: list[dict[str, Any]] = [
             {
-                "name": row.node or "+".join(row.ops),
+                "name": row.node or _listed(row.ops),
                 "cat": row.scope or "top",
                 "ph": "X",
                 "ts": row.start * 1e3,
@@ -171,6 +171,12 @@ def _cost(
                 return None
             total += int(value)
     return total
+
+
+def _listed(ops: tuple[str, ...], most: int = 8) -> str:
+    """Ops in order, and how many more there are."""
+    more = [f"{len(ops) - most} more"] if len(ops) > most else []
+    return "+".join((*ops[:most], *more))
 
 
 def _node(work: Work) -> str:

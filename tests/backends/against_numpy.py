@@ -77,8 +77,10 @@ def assert_agree(
 ) -> None:  # fmt: skip
     """Equal names, shapes, dtypes, and numbers within `2 count` roundings; integers exactly.
 
-    `precise` computes the same in float64, and is asked where roundings alone do not explain it.
+    `precise` computes the same in float64, and is asked, once, where roundings alone do not explain
+    it.
     """
+    exact: Arrays = {}
     assert list(found) == list(expected)
     largest = max((_magnitude(e) for e in expected.values()), default=0.0)
     for key, reference in expected.items():
@@ -94,9 +96,10 @@ def assert_agree(
         a, b = np.asarray(actual, np.float64), np.asarray(reference, np.float64)
         bound = 2 * count * unit * scale
         if precise is not None and not np.allclose(a, b, rtol=0, atol=bound, equal_nan=True):
-            exact = np.asarray(precise()[key], np.float64)
-            bound += CONDITIONED * float(np.abs(b - exact).max())
-            b = exact
+            exact = exact or precise()
+            centre = np.asarray(exact[key], np.float64)
+            bound += CONDITIONED * float(np.abs(b - centre).max())
+            b = centre
         np.testing.assert_allclose(a, b, rtol=0, atol=bound, err_msg=label)
 
 

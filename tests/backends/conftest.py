@@ -12,7 +12,7 @@ from branchgraph.backends.onednn import plan
 
 @pytest.fixture(scope="package", autouse=True)
 def _poisoned_memory() -> Iterator[None]:
-    fresh = plan.aligned
+    fresh = plan.allocate
 
     def poisoned(nbytes: int) -> np.ndarray:
         memory = fresh(nbytes)
@@ -20,5 +20,5 @@ def _poisoned_memory() -> Iterator[None]:
         return memory
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plan, "aligned", poisoned)
+        patch.setattr(plan, "allocate", poisoned)
         yield

@@ -86,20 +86,28 @@ def check_backward(graph: Graph, seed: int) -> None:
     check(form, random_feeds(form, seed), random_store({*form.states}, list(form.states), seed))
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=25, deadline=None, derandomize=True)
 @given(random_graphs(), st.integers(0, 3))
 def test_random_graphs_infer(graph: Graph, seed: int) -> None:
     check_inference(graph, seed)
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=25, deadline=None, derandomize=True)
 @given(random_graphs(), st.integers(0, 3))
 def test_random_graphs_train(graph: Graph, seed: int) -> None:
     check_backward(graph, seed)
 
 
-#: Neighbouring seeds have different themes.
-SEEDS = range(60)
+@pytest.mark.slow
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(random_graphs(), st.integers(0, 3))
+def test_many_random_graphs(graph: Graph, seed: int) -> None:
+    check_inference(graph, seed)
+    check_backward(graph, seed)
+
+
+#: Neighbouring seeds have different themes; those behind the first run with `--slow`.
+SEEDS = [*range(30), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(30, 90))]
 
 
 @pytest.mark.parametrize("seed", SEEDS)

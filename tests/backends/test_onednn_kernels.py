@@ -12,6 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from branchgraph.backends.onednn import kernels
+from branchgraph.backends.onednn.kernels import layers
+from branchgraph.backends.onednn.plan import Site
 from branchgraph.compiler import compile
 from branchgraph.ir.gradient import vjp
 from branchgraph.ir.graph import Graph, Value
@@ -253,6 +256,20 @@ def test_layers_read_parts_and_paddings(op: Any) -> None:
     net.graph.output("mean", net.emit(AveragePool((3, 3), (2, 2), (1, 1, 1, 1)), part))
     net.differentiate(y, part, filters)
     net.check(host=() if isinstance(op, Slice) else ("fill",))
+
+
+def test_what_a_maker_made_before_it_gave_up_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its kernels are dropped, so the next maker must not count on the weights they packed."""
+
+    def gives_up(site: Site) -> bool:
+        layers.convolution(site)
+        return False
+
+    tried = {kind: (gives_up, *makers) for kind, makers in kernels.MAKERS.items()}
+    monkeypatch.setattr(kernels, "MAKERS", tried)
+    net = Net()
+    net.graph.output("y", net.planes())
+    net.check()
 
 
 def test_gradients_that_share_the_positions_of_maxima() -> None:

@@ -49,11 +49,16 @@ def check_inference(name: str) -> None:
     check(graph, feeds_of(graph), Store.initialised(graph.states, 1))
 
 
+#: Seeds of parameters that are not 1. With that, an operand of a ReLU in the last stage of
+#: `pd_a_resnet` is 7e-5 where three samples' roundings come to 3e-5: its gradient flips by chance.
+SEEDS = {"pd_a_resnet": 2}
+
+
 def check_step(name: str) -> None:
     """Loss, parameters, statistics, slots and random keys after one step."""
-    graph = network(NETS[name])
+    graph, seed = network(NETS[name]), SEEDS.get(name, 1)
     runs = [
-        Training.of(graph, MomentumSGD(learning_rate=0.01), backend=backend, seed=1)
+        Training.of(graph, MomentumSGD(learning_rate=0.01), backend=backend, seed=seed)
         for backend in ("numpy", "onednn")
     ]
     whole = specialise(graph, training=True)
@@ -62,14 +67,14 @@ def check_step(name: str) -> None:
     expected, found = (r.step.run(feeds) for r in runs)
     assert_agree(found, expected, count, "output")
     old, new = (by_name(r) for r in runs)
-    assert_agree(new, old, count, "state", lambda: precise_step(graph, feeds))
+    assert_agree(new, old, count, "state", lambda: precise_step(graph, feeds, seed))
 
 
-def precise_step(graph: Graph, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def precise_step(graph: Graph, feeds: dict[str, np.ndarray], seed: int) -> dict[str, np.ndarray]:
     """Values of all states after the same step in float64."""
     training = differentiate(joint_loss(specialise(graph, training=True)))
     step = MomentumSGD(learning_rate=0.01).attach(training)
-    updates = interpret(step, feeds, Store.initialised(step.states, 1), DType.F64).updates
+    updates = interpret(step, feeds, Store.initialised(step.states, seed), DType.F64).updates
     return {state.name: value for state, value in updates.items()}
 
 

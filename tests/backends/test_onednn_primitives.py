@@ -30,6 +30,7 @@ from branchgraph.backends.onednn.primitives import (
     multiple_source,
     post_op_operand,
 )
+from branchgraph.compiler.memory import ALIGNMENT
 from branchgraph.ir.errors import ShapeError, UnsupportedError
 from branchgraph.ir.ops.conv import Conv, ConvTranspose, ConvWeightGradient
 from branchgraph.ir.ops.norm import (
@@ -692,7 +693,7 @@ def test_memory_must_be_large_enough() -> None:
 def test_own_memory_is_aligned() -> None:
     memory = Memory.empty(Desc.strided((3, 5), "f32"))
     assert isinstance(memory.data, np.ndarray)
-    assert memory.data.ctypes.data % primitives.ALIGNMENT == 0
+    assert memory.data.ctypes.data % ALIGNMENT == 0
 
 
 def test_a_step_runs_again_and_follows_its_memory() -> None:

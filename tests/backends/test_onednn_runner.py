@@ -28,6 +28,8 @@ from branchgraph.ir.builder import (
 )
 from branchgraph.ir.gradient import differentiate
 from branchgraph.ir.graph import Graph, branch
+from branchgraph.ir.initialisers import Normal
+from branchgraph.ir.ops.conv import Conv
 from branchgraph.ir.ops.exit import RELATIONS, ExitScore
 from branchgraph.ir.optimisers import MomentumSGD
 from branchgraph.ir.state import State, Store
@@ -287,6 +289,28 @@ def test_inference_follows_training_over_one_store() -> None:
         seen.append(found["exit2"])
     assert not np.allclose(seen[0], seen[1])
     assert not np.allclose(seen[1], seen[2])
+
+
+@pytest.mark.parametrize("scaled", ["output", "update"])
+def test_an_update_in_place_is_not_taken_for_the_value_before(scaled: str) -> None:
+    """Reordered copies of the old value are not the new one's, and old readers stay in front."""
+    graph = Graph("twice")
+    shape = (8, 8, 3, 3)
+    weight, other = (State(name, shape, init=Normal(1.0)) for name in ("weight", "other"))
+    old = graph.read(weight)
+    y = graph.emit(Conv((1, 1), (1, 1, 1, 1), (1, 1)), graph.input("x", shape), old)
+    new = old * 0.5
+    graph.update(weight, new)
+    graph.update(other, y * new)  # the product is made behind the new weight
+    if scaled == "output":
+        graph.output("y", y * old)
+    store = Store.initialised(graph.states)
+    expected, found = (compile(graph, b, store=store.copy()) for b in ("numpy", "onednn"))
+    assert found._runner.program.donated, "the weight is not updated in place"  # type: ignore[attr-defined]
+    x = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    assert_agree(found.run({"x": x}), expected.run({"x": x}), 72)
+    both = [weight, other]
+    assert_agree(states_of(found.store, both), states_of(expected.store, both), 72)
 
 
 # -- threads ---------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The CPU backend: oneDNN's primitives through ctypes, NumPy for what they do not cover."""
+"""The CPU backend: generated kernels, oneDNN's primitives through ctypes, NumPy for the rest."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from functools import cache
 from branchgraph.backends.onednn import library
 from branchgraph.backends.onednn.kernels import PRIMITIVES
 from branchgraph.backends.onednn.runner import OneDNNRunner
+from branchgraph.codegen import engine
 from branchgraph.compiler.backend import Options
 from branchgraph.compiler.program import Program
 from branchgraph.ir.errors import MissingError
@@ -28,7 +29,9 @@ class OneDNNBackend:
 
     def describe(self) -> str:
         version = ".".join(map(str, library.version()))
-        return f"oneDNN {version}, {library.threads()} threads"
+        reason = engine.missing()
+        generated = f"no generated kernels ({reason})" if reason else engine.version()
+        return f"oneDNN {version}, {generated}, {library.threads()} threads"
 
     def primitives(self) -> tuple[str, ...]:
         return PRIMITIVES

@@ -8,25 +8,29 @@ states do not (packed weights, constants) lies outside the arena and is made whe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any
 
 import numpy as np
 
+from branchgraph.backends.onednn import library
+from branchgraph.backends.onednn.chain import Step as Step
+from branchgraph.backends.onednn.chain import chained, native
 from branchgraph.backends.onednn.clusters import Cluster, clusters
-from branchgraph.backends.onednn.primitives import Arg, Desc, Memory, Primitive
+from branchgraph.backends.onednn.elementwise import grouped
+from branchgraph.backends.onednn.primitives import Arg, Desc, Memory, Primitive, allocate
+from branchgraph.backends.onednn.rows import Counts
 from branchgraph.backends.onednn.tensors import Shape, Tensor, dense, row_major
-from branchgraph.compiler.memory import ALIGNMENT, Layout, Request
+from branchgraph.backends.onednn.threads import switch, using, worth
+from branchgraph.codegen import engine
+from branchgraph.compiler.memory import Layout, Request
 from branchgraph.compiler.memory import plan as lay_out
 from branchgraph.compiler.program import Instruction, Program
 from branchgraph.ir.dims import Dim, substitute_shape
 from branchgraph.ir.op import Op
-from branchgraph.ir.types import DType
-
-#: A call, its arguments, and what must stay alive; a non-zero int as its result is an error.
-Step = tuple[Callable[..., Any], tuple[Any, ...], Any]
+from branchgraph.ir.types import DType, TensorType
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,8 @@ class Kernel:
     reads: tuple[int, ...]
     writes: tuple[int, ...]
     emit: Callable[[Place], list[Step]]
+    #: The number of threads that it is made for, and runs with.
+    threads: int = 1
 
     @property
     def buffers(self) -> tuple[int, ...]:
@@ -45,10 +51,27 @@ class Kernel:
         return (*self.reads, *self.writes)
 
 
+@dataclass(frozen=True)
+class Origin:
+    """A forward op as its gradient knows it: its kind, the value it reads, and what else counts."""
+
+    kind: str
+    source: int
+    details: tuple[Hashable, ...] = ()
+
+
+@dataclass(frozen=True)
+class Forward:
+    """A forward primitive, which the backward one asks for, and the workspace it fills."""
+
+    primitive: Primitive
+    workspace: Tensor | None = None
+
+
 class Place:
     """Where buffers are, once they have memory."""
 
-    def __init__(self, memories: Mapping[int, np.ndarray], counts: Mapping[str, int]) -> None:
+    def __init__(self, memories: Mapping[int, np.ndarray], counts: Counts) -> None:
         self._memories = memories
         #: Numbers of rows of the run, by symbol; kernels may keep this and read it in each run.
         self.counts = counts
@@ -61,6 +84,12 @@ class Place:
         """The elements of a dense `tensor` as [rows, elements a row], in the order they lie."""
         shape = (tensor.shape[0], prod(tensor.shape[1:]))
         return self.array(tensor.viewed(shape, row_major(shape)))
+
+    def address(self, place: Tensor | int) -> int:
+        """Where a tensor's first element lies, or a buffer starts."""
+        if isinstance(place, Tensor):
+            return self.address(place.buffer) + place.offset
+        return int(self._memories[place].ctypes.data)
 
     def memory(self, buffer: int, desc: Desc, offset: int = 0) -> Memory:
         """oneDNN's view of a buffer, `offset` bytes into it."""
@@ -106,7 +135,7 @@ class Site:
         emit: Callable[[Place], list[Step]],
     ) -> None:  # fmt: skip
         """One kernel of this cluster."""
-        self.builder.kernels.append(Kernel(name, self.cluster, tuple(reads), tuple(writes), emit))
+        self.builder.add(Kernel(name, self.cluster, tuple(reads), tuple(writes), emit))
 
     def primitive(
         self, primitive: Primitive, reads: Mapping[Any, Tensor], writes: Mapping[Any, Tensor]
@@ -138,25 +167,32 @@ class Builder:
         self.kernels: list[Kernel] = []
         self.prologue: list[Kernel] = []
         self.tensors: dict[int, Tensor] = dict(imported)
-        self.imported = frozenset(imported)
+        #: Buffers of earlier parts, where imported values lie.
+        self.imported = frozenset(t.buffer for t in imported.values())
         self.constants: dict[int, np.ndarray] = {}
         #: Sizes in bytes of buffers that are not of the program: packs, workspaces, scratch.
         self.extra: dict[int, int] = {}
         self.persistent: set[int] = set()
-        #: What one kernel leaves for another one: workspaces by what they belong to.
-        self.left: dict[tuple[Any, ...], Tensor] = {}
-        #: Forward primitives that backward ones ask for, by what they belong to.
-        self.hints: dict[tuple[Any, ...], Primitive] = {}
+        #: What forward kernels leave for backward ones.
+        self.forward: dict[Origin, Forward] = {}
+        #: Backward primitives of max pooling, by the buffer of the positions they scatter to.
+        self.scatters: dict[int, Primitive] = {}
         #: Results that a kernel of another cluster has given already.
         self.done: set[int] = set()
-        self._packs: dict[tuple[Any, ...], Tensor] = {}
-        self._next = program.buffers
+        #: Symbols of rows that a kernel of this part counts, into their cells.
+        self.counted: set[str] = set()
+        #: The most threads that a kernel gets, and what those being made now get.
+        self.threads = self._now = library.threads()
+        self._copies: dict[tuple[Tensor, Hashable], Tensor] = {}
+        self._next = max([program.buffers, *(b + 1 for b in self.imported)])
         self._states = {buffer for _, buffer in program.states}
         updated = {number for number, _ in program.updates}
         state_buffer = dict(program.states)
         self._donated = {buffer: state_buffer[number] for number, buffer in program.donated}
         self._fixed = {buffer for number, buffer in program.states if number not in updated}
         self._clusters = clusters(instructions, program, epilogue)
+        if not engine.missing():
+            self._clusters = grouped(self._clusters, program)
         self._readers: dict[int, list[Instruction]] = {}
         for instruction in program.instructions:
             for buffer in instruction.reads:
@@ -182,6 +218,11 @@ class Builder:
     def readers(self, buffer: int) -> Sequence[Instruction]:
         """Instructions of the program that read `buffer`."""
         return self._readers.get(buffer, ())
+
+    def cluster(self, instruction: Instruction) -> Cluster | None:
+        """The cluster that an instruction belongs to, if it is in this part."""
+        found = (c for c in self._clusters if any(m is instruction for m in c.members))
+        return next(found, None)
 
     def output(self, buffer: int, *, last: bool) -> Tensor:
         """A tensor for a result: in the array of a state where its update is donated."""
@@ -214,22 +255,52 @@ class Builder:
     def packed(
         self, cluster: Cluster, tensor: Tensor, key: Desc,
         pack: Callable[[Tensor, Desc], Primitive],
-        source: int, target: int,
+        source: int, destination: int,
     ) -> Tensor:  # fmt: skip
         """`tensor` in the layout `key`: for good if it is fixed, else once a run."""
-        known = (tensor, key)
-        if known not in self._packs:
+
+        def fill(target: Tensor) -> None:
+            primitive = pack(tensor, key)
+            self.primitive(cluster, primitive, {source: tensor}, {destination: target}, name="pack")
+
+        return self.prepared(tensor, key, key.nbytes, fill)
+
+    def prepared(
+        self, tensor: Tensor, form: Hashable, nbytes: int, fill: Callable[[Tensor], None]
+    ) -> Tensor:
+        """`tensor` in another form of `nbytes`, which the kernels that `fill` adds write.
+
+        They run once for good if `tensor` is fixed, else once a run.
+        """
+
+        def make() -> Tensor:
             fixed = self.fixed(tensor)
-            buffer = self.temporary(key.nbytes, persistent=fixed)
-            packed = Tensor(buffer, (key.nbytes,), DType.U8, (1,))
-            kernels = self.prologue if fixed else self.kernels
-            before, self.kernels = self.kernels, kernels
-            self.primitive(
-                cluster, pack(tensor, key), {source: tensor}, {target: packed}, name="pack"
-            )
-            self.kernels = before
-            self._packs[known] = packed
-        return self._packs[known]
+            target = Tensor(self.temporary(nbytes, persistent=fixed), (nbytes,), DType.U8, (1,))
+            kernels = self.kernels
+            self.kernels = self.prologue if fixed else kernels
+            fill(target)
+            self.kernels = kernels
+            return target
+
+        return self.copy(tensor, form, make)
+
+    def copy(self, tensor: Tensor, form: Hashable, make: Callable[[], Tensor]) -> Tensor:
+        """`tensor` in another form: what `make` made of its present value, or makes now."""
+        found = self._copies.get((tensor, form))
+        if found is None:
+            found = self._copies[tensor, form] = make()
+        return found
+
+    def add(self, kernel: Kernel) -> None:
+        """One more kernel. If it updates a state in place, copies of the old value are forgotten.
+
+        All other buffers hold one value only.
+        """
+        self.kernels.append(replace(kernel, threads=self._now))
+        updated = self._states.intersection(kernel.writes)
+        if updated:
+            kept = {k: c for k, c in self._copies.items() if k[0].buffer not in updated}
+            self._copies = kept
 
     def primitive(
         self, cluster: Cluster, primitive: Primitive, reads: Mapping[Any, Tensor],
@@ -255,28 +326,64 @@ class Builder:
 
         label = f"{name} {primitive.implementation}" if name else primitive.implementation
         read = tuple(t.buffer for t in reads.values())
-        self.kernels.append(Kernel(label, cluster, read, tuple(touched), emit))
+        self.add(Kernel(label, cluster, read, tuple(touched), emit))
 
     # -- building ------------------------------------------------------------------------------
 
     def build(self) -> None:
         """Make every kernel."""
         for cluster in self._clusters:
-            self._make(cluster)
+            self.make(cluster)
 
-    def _make(self, cluster: Cluster) -> None:
+    def make(self, cluster: Cluster) -> None:
+        """The kernels of one cluster, or of its parts."""
         if all(b in self.done for b in cluster.members[-1].writes):
             return
-        site = self._site(cluster)
-        marks = len(self.kernels), len(self.prologue)
-        for maker in self.makers.get(cluster.kind, ()):
-            if maker(site):
-                return
-            del self.kernels[marks[0] :]
+        if self._empty(cluster):
+            return
+        self._now = self._worth(cluster)
+        with using(self._now, self.threads):
+            made = self._made(cluster)
+        if made:
+            return
         if cluster.kind == "single":
             raise AssertionError(f"no kernel for {cluster.members[0].op.opcode}")
         for single in cluster.singles():
-            self._make(single)
+            self.make(single)
+
+    def _made(self, cluster: Cluster) -> bool:
+        """Ask the makers, and undo what those did that gave up."""
+        site = self._site(cluster)
+        kernels, prologue, copies = len(self.kernels), len(self.prologue), self._copies
+        for maker in self.makers.get(cluster.kind, ()):
+            self._copies = dict(copies)
+            if maker(site):
+                return True
+            del self.kernels[kernels:], self.prologue[prologue:]
+        self._copies = copies
+        return False
+
+    def _worth(self, cluster: Cluster) -> int:
+        """The number of threads for the kernels of a cluster."""
+        macs = 0
+        for m in cluster.members:
+            reads, writes = (tuple(map(self._type, bs)) for bs in (m.reads, m.writes))
+            macs += int(str(m.op.macs(reads, writes)))
+        touched = {b for m in cluster.members for b in (*m.reads, *m.writes)}
+        nbytes = sum(dense(b, self.shape(b), self.dtype(b)).nbytes for b in touched)
+        return worth(macs, nbytes, self.threads)
+
+    def _type(self, buffer: int) -> TensorType:
+        return TensorType(self.shape(buffer), self.dtype(buffer))
+
+    def _empty(self, cluster: Cluster) -> bool:
+        """Give results without elements their places, if a cluster has no others."""
+        written = [b for m in cluster.members for b in m.writes]
+        if any(0 not in self.shape(b) for b in written):
+            return False
+        for buffer in written:
+            self.output(buffer, last=False)
+        return True
 
     def _site(self, cluster: Cluster) -> Site:
         inside = {b for m in cluster.members for b in m.writes}
@@ -297,6 +404,9 @@ class Plan:
     memories: dict[int, np.ndarray]
     imported: Mapping[int, np.ndarray]
     steps: list[Step] = field(default_factory=list)
+    #: `steps` in as few calls as possible, and whether some of them are Python's.
+    calls: list[Step] = field(default_factory=list)
+    host: bool = True
     prologue: list[Step] = field(default_factory=list)
     spans: list[tuple[Kernel, int, int]] = field(default_factory=list)
     #: Bytes of states by buffer, those that the steps were prepared for.
@@ -331,24 +441,22 @@ class Plan:
             for b in numbers
         ]
         layout = lay_out(requests)
-        arena = aligned(layout.size)
+        arena = allocate(layout.size)
         memories = {b: arena[o : o + r.size] for b, o, r in zip(numbers, layout.offsets, requests)}
         for buffer in builder.persistent:
-            memories[buffer] = aligned(builder.extra[buffer])
+            memories[buffer] = allocate(builder.extra[buffer])
         for buffer, array in builder.constants.items():
             memories[buffer] = _bytes(array)
         return Plan(builder, kernels, arena, layout, memories, imported)
 
-    def emit(self, states: Mapping[int, np.ndarray], counts: Mapping[str, int]) -> None:
+    def emit(self, states: Mapping[int, np.ndarray], counts: Counts) -> None:
         """Prepare the calls; `states` are bytes by buffer."""
         self.states, self.arrays = states, {}
         place = Place({**self.imported, **states, **self.memories}, counts)
-        self.prologue = [s for k in self.builder.prologue for s in k.emit(place)]
-        self.steps, self.spans = [], []
-        for kernel in self.kernels:
-            start = len(self.steps)
-            self.steps += kernel.emit(place)
-            self.spans.append((kernel, start, len(self.steps)))
+        self.prologue, _ = _emitted(self.builder.prologue, place, self.builder.threads)
+        self.steps, self.spans = _emitted(self.kernels, place, self.builder.threads)
+        self.calls = chained(self.steps)
+        self.host = not all(map(native, self.steps))
 
     @property
     def kept(self) -> int:
@@ -373,17 +481,30 @@ class Plan:
         raise KeyError(buffer)
 
 
+def _emitted(
+    kernels: Sequence[Kernel], place: Place, threads: int
+) -> tuple[list[Step], list[tuple[Kernel, int, int]]]:
+    """The steps of kernels, each with its number of threads, and which steps are whose."""
+    steps: list[Step] = []
+    spans = []
+    now = 0
+    for kernel in kernels:
+        start = len(steps)
+        if kernel.threads != now:
+            steps += switch(kernel.threads)
+            now = kernel.threads
+        with using(now, threads):
+            steps += kernel.emit(place)
+        spans.append((kernel, start, len(steps)))
+    if now != threads and kernels:
+        steps += switch(threads)
+    return steps, spans
+
+
 def _size(builder: Builder, buffer: int) -> int:
     if buffer in builder.extra:
         return builder.extra[buffer]
     return dense(buffer, builder.shape(buffer), builder.dtype(buffer)).nbytes
-
-
-def aligned(nbytes: int) -> np.ndarray:
-    """Bytes that start at a multiple of the alignment."""
-    memory = np.empty(nbytes + ALIGNMENT, np.uint8)
-    start = -memory.ctypes.data % ALIGNMENT
-    return memory[start : start + nbytes]
 
 
 def _bytes(array: np.ndarray) -> np.ndarray:

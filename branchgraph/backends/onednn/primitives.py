@@ -31,11 +31,9 @@ import numpy as np
 
 from branchgraph.backends.onednn import bindings
 from branchgraph.backends.onednn.bindings import OneDNNError
+from branchgraph.compiler.memory import ALIGNMENT
 from branchgraph.ir.errors import ShapeError, UnsupportedError
 from branchgraph.ir.types import DType, DTypeLike
-
-#: Bytes to which buffers should be aligned; vector loads across cache lines cost up to a factor 3.
-ALIGNMENT = 64
 
 
 class ReferenceImplementation(OneDNNError):
@@ -366,7 +364,7 @@ def _address(desc: Desc, data: np.ndarray | int) -> int:
 
 
 def allocate(nbytes: int) -> np.ndarray:
-    """A buffer of `nbytes` bytes (u8) aligned to `ALIGNMENT`."""
+    """A buffer of `nbytes` bytes (u8), aligned: vector loads across cache lines cost up to 3x."""
     raw = np.empty(nbytes + ALIGNMENT, np.uint8)
     start = -raw.ctypes.data % ALIGNMENT
     return raw[start : start + nbytes]

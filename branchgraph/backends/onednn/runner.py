@@ -4,24 +4,30 @@ A program is cut where a `compact` brings a number of rows into being. The segme
 planned for the sizes of the inputs; the ones after it for a number of rows that is rounded up to
 one of a few sizes where every op is computed row by row, so that a few plans serve all numbers of
 survivors; what the rows behind the survivors hold is computed and never read.
+
+What depends on sizes only is looked up once and kept in a tree of stages: one for each shape of the
+inputs, and behind it one for each number of rows that went on. A run copies the inputs, walks
+down the tree, one call of native code a stage where there is no NumPy in between, and copies the
+results.
 """
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from ctypes import c_int64
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from branchgraph.backends.onednn import kernels, library
 from branchgraph.backends.onednn.bindings import STATUS, OneDNNError
 from branchgraph.backends.onednn.plan import Builder, Plan, symbols_of
-from branchgraph.backends.onednn.tensors import Tensor, dense
+from branchgraph.backends.onednn.rows import Counts, bucket
+from branchgraph.backends.onednn.tensors import Shape, Tensor, dense
 from branchgraph.compiler.backend import Footprint, Observer, Options, Results, Work
 from branchgraph.compiler.program import Instruction, Program
-from branchgraph.ir.dims import Dim, bind_shape
+from branchgraph.ir.dims import Dim, DimLike, bind_shape
 from branchgraph.ir.ops.constant import Full
 from branchgraph.ir.ops.rows import Compact, Scatter
 
@@ -44,15 +50,67 @@ class Segment:
     imports: frozenset[int]
 
 
+#: A result where it lies, and the size of its leading axis if only the run decides it.
+_Value = tuple[np.ndarray, DimLike | None]
+
+
+@dataclass
+class _Stage:
+    """A run up to some segment, for given sizes: all that can be looked up before it."""
+
+    #: Of the segments so far; what is left to run is the last one.
+    plans: tuple[Plan, ...]
+    sizes: dict[str, int]
+    #: Where inputs are copied to.
+    inputs: list[tuple[np.ndarray, str]] = field(default_factory=list)
+    #: Where the number of rows that go on is, and the mask they are counted in; None if it ends.
+    cell: c_int64 | None = None
+    mask: np.ndarray = field(default_factory=lambda: np.zeros(0, np.bool_))
+    masked: DimLike = 0
+    #: Whether a kernel of the stage counts them.
+    counted: bool = False
+    #: What comes next, by that number.
+    following: dict[int, _Stage] = field(default_factory=dict)
+    outputs: list[_Value] = field(default_factory=list)
+    updates: list[_Value | None] = field(default_factory=list)
+    gradients: list[_Value] = field(default_factory=list)
+
+    @property
+    def plan(self) -> Plan:
+        return self.plans[-1]
+
+    def rows(self, counts: Counts) -> int:
+        """The rows that go on, once this stage has run."""
+        assert self.cell is not None
+        if not self.counted:
+            self.cell.value = int(np.count_nonzero(self.mask[: counts.of(self.masked)]))
+        return self.cell.value
+
+    def results(self, counts: Counts) -> Results:
+        """What the program gives, once the last stage has run; outputs are copies."""
+        return Results(
+            [(a if n is None else a[: counts.of(n)]).copy() for a, n in self.outputs],
+            [v and _counted(v, counts) for v in self.updates] if self.updates else [],
+            [_counted(v, counts) for v in self.gradients] if self.gradients else [],
+        )
+
+
+def _counted(value: _Value, counts: Counts) -> np.ndarray:
+    """A result, without the rows that were computed beyond the counted ones."""
+    array, size = value
+    return array if size is None else array[: counts.of(size)]
+
+
 class OneDNNRunner:
     """One program for one executable: arena, packed weights and plans are its own."""
 
     def __init__(self, program: Program, options: Options | None = None) -> None:
         self.program = program
         self.options = options or Options()
-        self._thread: int | None = None
         self.segments = segments(program)
-        self.counts: dict[str, int] = {}
+        self.counts = Counts()
+        #: Symbols that only a run decides.
+        self._late = {s for i in program.instructions for s in i.op.introduces}
         self._donated = {b: n for n, b in program.donated}
         self._plans: list[dict[tuple[int, ...], Plan]] = [{} for _ in self.segments]
         self._states: dict[int, np.ndarray] = {}
@@ -60,8 +118,8 @@ class OneDNNRunner:
         self._copies: dict[int, np.ndarray] = {}
         self._version: int | None = None
         self._generation = 0
-        self._shapes: tuple[tuple[int, ...], ...] | None = None
-        self._bound: dict[str, int] = {}
+        self._shapes: tuple[Shape, ...] | None = None
+        self._stages: dict[tuple[Shape, ...], _Stage] = {}
 
     def run(
         self,
@@ -71,35 +129,34 @@ class OneDNNRunner:
         observer: Observer | None = None,
     ) -> Results:
         library.require_same_process()
-        if self._thread != threading.get_ident():  # OpenMP keeps the number for each thread
-            self._thread = threading.get_ident()
-            library.set_threads(self.options.threads)
-        sizes = self._bind(arguments)
-        if version != self._version or not self._state_ids:
+        if version != self._version:
             self._bind_states(states)
             self._version = version
             self._generation += 1
-        key = tuple(sizes.values())
-        plans: list[Plan] = []
-        with np.errstate(all="ignore"):
-            for number, segment in enumerate(self.segments):
-                if segment.count is not None:
-                    rows = self._count(segment, plans)
-                    sizes[segment.count] = rows
-                    key = (*key, rows)
-                plan = self._plan(number, key, sizes, plans)
-                if number == 0:
-                    self._enter(plan, arguments)
-                plans.append(plan)
-                if plan.generation != self._generation:
-                    _loop(plan.prologue)
-                    plan.generation = self._generation
-                if observer is None:
-                    _loop(plan.steps)
-                else:
-                    _timed(plan, observer)
-        self._return_copies(states)
-        return self._results(plans)
+        stage = self._first(arguments)
+        for target, name in stage.inputs:
+            target[...] = arguments[name]
+        self._execute(stage.plan, observer)
+        while stage.cell is not None:
+            stage = self._following(stage)
+            self._execute(stage.plan, observer)
+        if self._copies:
+            self._return_copies(states)
+        return stage.results(self.counts)
+
+    def _execute(self, plan: Plan, observer: Observer | None) -> None:
+        if plan.generation != self._generation:
+            with np.errstate(all="ignore"):
+                _loop(plan.prologue)
+            plan.generation = self._generation
+        if observer is not None:
+            with np.errstate(all="ignore"):
+                _timed(plan, observer)
+        elif plan.host:
+            with np.errstate(all="ignore"):
+                _loop(plan.calls)
+        else:
+            _loop(plan.calls)
 
     def footprint(self) -> Footprint | None:
         """The largest plan of each segment, together."""
@@ -113,40 +170,74 @@ class OneDNNRunner:
             sum(k.name.startswith("numpy") for p in plans for k in p.kernels),
         )
 
-    # -- sizes ---------------------------------------------------------------------------------
+    # -- stages --------------------------------------------------------------------------------
 
-    def _bind(self, arguments: Mapping[str, np.ndarray]) -> dict[str, int]:
-        """Sizes by symbol; those of the last run where the shapes are its."""
+    def _first(self, arguments: Mapping[str, np.ndarray]) -> _Stage:
+        """The first stage for arguments of these shapes; that of the last run where they are its.
+
+        Raises `ShapeError` where shapes do not fit.
+        """
         shapes = tuple([a.shape for a in arguments.values()])
-        if shapes != self._shapes:
-            found: dict[str, int] = {}
-            for argument in self.program.arguments:
-                array = arguments[argument.name]
-                bind_shape(argument.type.shape, array.shape, found, f"input {argument.name!r}")
-            self._bound, self._shapes = found, shapes
-        self.counts.update(self._bound)
-        return dict(self._bound)
+        if shapes == self._shapes:
+            return self._stages[shapes]
+        found: dict[str, int] = {}
+        for argument in self.program.arguments:
+            array = arguments[argument.name]
+            bind_shape(argument.type.shape, array.shape, found, f"input {argument.name!r}")
+        for symbol, size in found.items():
+            self.counts[symbol] = size
+        if shapes not in self._stages:
+            self._stages[shapes] = self._stage(found, ())
+        self._shapes = shapes
+        return self._stages[shapes]
 
-    def _count(self, segment: Segment, plans: Sequence[Plan]) -> int:
-        """The rows that go on into `segment`, and the size it is planned for."""
-        assert segment.mask is not None
-        assert segment.count is not None
-        type_ = self.program.types[segment.mask]
-        mask = self._array(segment.mask, plans)[: self._rows(type_.shape[0])]
-        rows = int(np.count_nonzero(mask))
-        self.counts[segment.count] = rows
-        return min(bucket(rows), len(mask)) if segment.padded else rows
+    def _following(self, stage: _Stage) -> _Stage:
+        """The stage behind `stage` for the rows that go on."""
+        rows = stage.rows(self.counts)
+        following = stage.following.get(rows)
+        if following is None:
+            segment = self.segments[len(stage.plans)]
+            assert segment.count is not None
+            planned = min(bucket(rows), len(stage.mask)) if segment.padded else rows
+            sizes = {**stage.sizes, segment.count: planned}
+            following = self._stage(sizes, stage.plans)
+            stage.following[rows] = following
+        return following
 
-    def _rows(self, size: object) -> int:
-        """A leading size of this run."""
-        return int(size.substitute(self.counts)) if isinstance(size, Dim) else int(size)  # type: ignore[arg-type, call-overload]
+    def _stage(self, sizes: dict[str, int], before: tuple[Plan, ...]) -> _Stage:
+        """Prepare one more segment, behind those with plans already."""
+        number = len(before)
+        plans = (*before, self._plan(number, sizes, before))
+        stage = _Stage(plans, sizes)
+        if number == 0:
+            held = (a for a in self.program.arguments if a.buffer in plans[0].memories)
+            stage.inputs = [(plans[0].array(a.buffer), a.name) for a in held]
+        if len(plans) < len(self.segments):
+            following = self.segments[len(plans)]
+            assert following.mask is not None
+            assert following.count is not None
+            stage.cell = self.counts.cell(following.count)
+            stage.mask = _array(following.mask, plans)
+            stage.masked = self.program.types[following.mask].shape[0]
+            stage.counted = any(following.count in p.builder.counted for p in plans)
+        else:
+            program = self.program
+            stage.outputs = [self._value(b, plans) for b in program.outputs]
+            stage.updates = [
+                None if b in self._donated else self._value(b, plans) for _, b in program.updates
+            ]
+            stage.gradients = [self._value(b, plans) for _, b in program.gradients]
+        return stage
 
-    # -- plans ---------------------------------------------------------------------------------
+    def _value(self, buffer: int, plans: Sequence[Plan]) -> _Value:
+        """A result, and of how many rows it is if there may be others behind them."""
+        shape = self.program.types[buffer].shape
+        size = shape[0] if shape else 1
+        late = isinstance(size, Dim) and not self._late.isdisjoint(size.symbols)
+        return _array(buffer, plans), size if late else None
 
-    def _plan(
-        self, number: int, key: tuple[int, ...], sizes: Mapping[str, int], plans: Sequence[Plan]
-    ) -> Plan:
-        known = self._plans[number]
+    def _plan(self, number: int, sizes: Mapping[str, int], plans: Sequence[Plan]) -> Plan:
+        known, key = self._plans[number], tuple(sizes.values())
         plan = known.get(key)
         if plan is None:
             plan = self._made(number, sizes, plans)
@@ -154,10 +245,16 @@ class OneDNNRunner:
                 known.pop(next(iter(known)))
                 for later in self._plans[number + 1 :]:  # they read the memory of this one
                     later.clear()
+                self._forget_stages()
             known[key] = plan
         return plan
 
+    def _forget_stages(self) -> None:
+        self._stages.clear()
+        self._shapes = None
+
     def _made(self, number: int, sizes: Mapping[str, int], plans: Sequence[Plan]) -> Plan:
+        library.set_threads(self.options.threads)
         segment = self.segments[number]
         tensors: dict[int, Tensor] = {}
         memories: dict[int, np.ndarray] = {}
@@ -202,6 +299,7 @@ class OneDNNRunner:
             for known in self._plans:
                 for plan in known.values():
                     plan.emit(self._states, self.counts)
+            self._forget_stages()
 
     def _return_copies(self, states: Sequence[np.ndarray]) -> None:
         """Give donated updates to the arrays that a copy stands for."""
@@ -211,34 +309,6 @@ class OneDNNRunner:
                 copy = self._copies.get(buffer_of[number])
                 if copy is not None:
                     np.copyto(states[number], copy)
-
-    def _enter(self, plan: Plan, arguments: Mapping[str, np.ndarray]) -> None:
-        """Copy the inputs to where the first plan reads them: NumPy does it faster than oneDNN."""
-        for argument in self.program.arguments:
-            if argument.buffer in plan.memories:
-                np.copyto(plan.array(argument.buffer), arguments[argument.name])
-
-    def _array(self, buffer: int, plans: Sequence[Plan]) -> np.ndarray:
-        for plan in reversed(plans):
-            if buffer in plan.builder.tensors:
-                return plan.array(buffer)
-        raise KeyError(buffer)
-
-    def _results(self, plans: Sequence[Plan]) -> Results:
-        program = self.program
-        return Results(
-            [np.array(self._result(b, plans), order="C") for b in program.outputs],
-            [None if b in self._donated else self._result(b, plans) for _, b in program.updates],
-            [self._result(b, plans) for _, b in program.gradients],
-        )
-
-    def _result(self, buffer: int, plans: Sequence[Plan]) -> np.ndarray:
-        """A result, without the rows that were computed beyond the counted ones."""
-        array = self._array(buffer, plans)
-        shape = self.program.types[buffer].shape
-        if shape and isinstance(shape[0], Dim):
-            return array[: self._rows(shape[0])]
-        return array
 
 
 def segments(program: Program) -> list[Segment]:
@@ -290,14 +360,12 @@ def _row_wise(program: Program, instructions: Sequence[Instruction], count: str)
     return True
 
 
-def bucket(rows: int) -> int:
-    """The number of rows planned for `rows`: 0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, ..."""
-    size = 1
-    while size < rows:
-        if size * 3 // 2 >= rows and size > 1:
-            return size * 3 // 2
-        size *= 2
-    return size if rows else 0
+def _array(buffer: int, plans: Sequence[Plan]) -> np.ndarray:
+    """The value in `buffer` after a run of `plans`."""
+    for plan in reversed(plans):
+        if buffer in plan.builder.tensors:
+            return plan.array(buffer)
+    raise KeyError(buffer)
 
 
 def _loop(steps: Sequence[tuple]) -> None:  # type: ignore[type-arg]

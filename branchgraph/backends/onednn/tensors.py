@@ -61,6 +61,11 @@ class Tensor:
         """Whether the elements lie in the order N, *spatial, C."""
         return len(self.shape) > 2 and _same(self.shape, self.strides, channels_last(self.shape))
 
+    @property
+    def rows_outermost(self) -> bool:
+        """Whether the elements of a row lie together, row behind row."""
+        return not self.size or self.strides[0] * self.shape[0] >= self.size
+
     def viewed(self, shape: Shape, strides: Shape, offset: int = 0) -> Tensor:
         """Another tensor over the same buffer, `offset` bytes further on."""
         return replace(self, shape=shape, strides=strides, offset=self.offset + offset)

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from branchgraph.backends.onednn.kernels import (
+    calls,
+    exits,
+    fused,
     held,
     host,
     layers,
@@ -13,6 +16,8 @@ from branchgraph.backends.onednn.kernels import (
     pools,
     reductions,
     sample_layers,
+    small,
+    winograd,
 )
 from branchgraph.backends.onednn.kernels.common import epilogue
 from branchgraph.backends.onednn.plan import Builder, Maker
@@ -21,17 +26,30 @@ from branchgraph.ir.ops.norm import BatchNormInference, BatchNormTraining
 from branchgraph.ir.ops.pool import AveragePool, MaxPool
 
 MAKERS: Mapping[str, Sequence[Maker]] = {
-    "layer": (layers.convolution, layers.dense),
+    "layer": (small.convolutions, winograd.convolution, layers.convolution, layers.dense),
+    "layer_gradient": (winograd.data_gradient,),
     "merge": (norms.inference, pointwise.merge),
     "norm": (norms.training,),
     "norm_gradient": (norms.gradient,),
+    "exit": (exits.decision,),
+    "elementwise": (fused.body,),
+    "table": (fused.table,),
     "single": (
         host.constant,
         host.view,
+        exits.score,
+        exits.compact,
+        exits.scatter,
         held.flattened,
         held.cast,
+        small.convolutions,
+        winograd.convolution,
         layers.convolution,
+        small.data_gradient,
+        winograd.data_gradient,
         layers.convolution_data_gradient,
+        winograd.weight_gradient,
+        small.weight_gradient,
         layers.convolution_weight_gradient,
         layers.dense,
         layers.product,
@@ -59,22 +77,26 @@ MAKERS: Mapping[str, Sequence[Maker]] = {
         pointwise.embedded,
         host.compact,
         host.scatter,
+        fused.body,
+        calls.cross_entropy,
+        calls.direct,
         host.ufunc,
         host.evaluated,
     ),
 }
 
 
-#: Ops that primitives carry out, in float32 and bfloat16 and where sizes are worth it; all others
-#: are NumPy's.
+#: Ops that primitives or generated kernels carry out, in float32 and bfloat16 and where sizes are
+#: worth it; all others are NumPy's.
 PRIMITIVES = (
     "absolute", "add", "average_pool", "average_pool_gradient", "batch_norm_gradient",
-    "batch_norm_inference", "batch_norm_training", "broadcast_to", "concat", "conv",
-    "conv_transpose", "conv_weight_gradient", "dense", "divide", "elu", "embed", "leaky_relu",
-    "log_softmax", "lrn", "lrn_gradient", "matmul", "max_pool", "max_pool_index", "mean",
-    "multiply", "negate", "pad", "product", "reduce_mean", "reduce_sum", "relu", "relu_gradient",
-    "sample_conv", "sample_conv_transpose", "sample_conv_weight_gradient", "scatter_pooled",
-    "select", "sigmoid", "softmax", "sqrt", "subtract", "sum", "tanh",
+    "batch_norm_inference", "batch_norm_training", "broadcast_to", "clip", "compact", "concat",
+    "conv", "conv_transpose", "conv_weight_gradient", "cross_entropy", "dense", "divide", "elu",
+    "embed", "exit_score", "leaky_relu", "log_softmax", "lrn", "lrn_gradient", "matmul",
+    "max_pool", "max_pool_index", "maximum", "mean", "multiply", "negate", "pad", "product",
+    "reduce_mean", "reduce_sum", "relu", "relu_gradient", "sample_conv", "sample_conv_transpose",
+    "sample_conv_weight_gradient", "scatter", "scatter_pooled", "select", "sigmoid", "softmax",
+    "sqrt", "subtract", "sum", "tanh", "where",
 )  # fmt: skip
 
 _WINDOWS = (Conv, ConvTranspose, ConvWeightGradient, MaxPool, AveragePool)

@@ -129,12 +129,11 @@ def arranged(site: Site, tensor: Tensor, *, last: bool = True) -> Tensor:
     if lies(tensor, last=last):
         standard = dense(tensor.buffer, tensor.shape, tensor.dtype, last=last)
         return tensor.viewed(tensor.shape, standard.strides)
-    builder = site.builder
-    known = builder.left.get(("arranged", tensor, last))
-    if known is None or not any(known.buffer in k.writes for k in builder.kernels):
-        known = temporary(site, tensor.shape, tensor.dtype, last=last)
-        builder.left["arranged", tensor, last] = copied(site, tensor, known)
-    return known
+
+    def make() -> Tensor:
+        return copied(site, tensor, temporary(site, tensor.shape, tensor.dtype, last=last))
+
+    return site.builder.copy(tensor, last, make)
 
 
 def widened(site: Site, tensor: Tensor) -> Tensor:

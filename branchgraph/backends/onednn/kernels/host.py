@@ -13,8 +13,11 @@ from typing import Any
 import numpy as np
 
 from branchgraph.backends.onednn.plan import Place, Site, Step
+from branchgraph.backends.onednn.rows import Counts
 from branchgraph.backends.onednn.tensors import Tensor, reshaped, row_major
+from branchgraph.ir.dims import DimLike
 from branchgraph.ir.op import Op
+from branchgraph.ir.ops.constant import Full
 from branchgraph.ir.ops.elementwise import Binary, Unary
 from branchgraph.ir.ops.merge import Maximum, Product, Sum
 from branchgraph.ir.ops.reshape import Reshape, Slice, Split, Transpose
@@ -28,7 +31,10 @@ def constant(site: Site) -> bool:
     """What no input and no state decides is computed when the plan is made."""
     if any(t.buffer not in site.builder.constants for t in site.inputs):
         return False
-    if site.op.introduces or site.first.rows is not None or _depends_on_rows(site):
+    if site.op.introduces:
+        return False
+    counted = site.first.rows is not None or _depends_on_rows(site)
+    if counted and not isinstance(site.op, Full):  # whose rows are equal, however many count
         return False
     operands = [t.array(_flat(site.builder.constants[t.buffer])) for t in site.inputs]
     with np.errstate(all="ignore"):
@@ -124,7 +130,7 @@ def compact(site: Site) -> bool:
     if not isinstance(site.op, Compact):
         return False
     mask, *values = site.inputs
-    if not all(v.dense and _rows_outermost(v) for v in values):
+    if not all(v.dense and v.rows_outermost for v in values):
         return False
     outs = [site.output(b, last=v.channels_last) for b, v in zip(site.first.writes, values)]
     leading = site.builder.program.types[site.first.reads[0]].shape[0]
@@ -143,7 +149,7 @@ def scatter(site: Site) -> bool:
         return False
     mask, rows, *base = site.inputs
     buffer = site.first.writes[0]
-    if not all(v.dense and _rows_outermost(v) for v in (rows, *base)):
+    if not all(v.dense and v.rows_outermost for v in (rows, *base)):
         return False
     if base and base[0].channels_last != rows.channels_last:
         return False
@@ -171,22 +177,16 @@ def scatter(site: Site) -> bool:
     return True
 
 
-def _rows_outermost(tensor: Tensor) -> bool:
-    return not tensor.size or tensor.strides[0] * tensor.shape[0] >= tensor.size
-
-
-def _rows(counts: Any, leading: Any) -> int:
-    return int(leading) if isinstance(leading, int) else int(leading.substitute(counts))
-
-
-def _gather(mask: np.ndarray, pairs: Any, counts: Any, leading: Any) -> None:
-    kept = np.flatnonzero(mask[: _rows(counts, leading)])
+def _gather(mask: np.ndarray, pairs: Any, counts: Counts, leading: DimLike) -> None:
+    kept = np.flatnonzero(mask[: counts.of(leading)])
     for source, target in pairs:
         np.take(source, kept, axis=0, out=target[: len(kept)], mode="clip")
 
 
-def _put_back(mask: Any, rows: Any, base: Any, out: Any, counts: Any, leading: Any) -> None:
-    kept = np.flatnonzero(mask[: _rows(counts, leading)])
+def _put_back(
+    mask: np.ndarray, rows: np.ndarray, base: Any, out: np.ndarray, counts: Counts, leading: DimLike
+) -> None:
+    kept = np.flatnonzero(mask[: counts.of(leading)])
     out[...] = 0 if base is None else base
     out[kept] = rows[: len(kept)]
 

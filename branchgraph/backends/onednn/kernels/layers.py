@@ -109,7 +109,7 @@ def convolution_weight_gradient(site: Site) -> bool:
     weight = grouped(out, op.groups)
     layout = Desc.any(weight.shape, weight.dtype)
     geometry = window(op)
-    sums = _bias_gradient(site)
+    sums = bias_gradient(site)
     bias = None if sums is None else _gradient(site, sums.writes[0])
     attributes = Attributes(fpmath=fpmath(site))
     try:
@@ -146,7 +146,7 @@ def _gradient(site: Site, buffer: int) -> Tensor:
     return out
 
 
-def _bias_gradient(site: Site) -> Instruction | None:
+def bias_gradient(site: Site) -> Instruction | None:
     """The instruction that sums the same cotangent over all but its channels."""
     dy = site.first.reads[1]
     axes = (0, *range(2, len(site.shape(dy))))

@@ -24,7 +24,7 @@ from branchgraph.backends.onednn.kernels.common import (
     widened,
 )
 from branchgraph.backends.onednn.kernels.held import cast_back
-from branchgraph.backends.onednn.plan import Site
+from branchgraph.backends.onednn.plan import Forward, Origin, Site
 from branchgraph.backends.onednn.primitives import (
     Arg,
     Normalization,
@@ -61,11 +61,12 @@ def training(site: Site) -> bool:
     except OneDNNError:
         return False
     writes = {Arg.DST: out, Arg.MEAN: mean, Arg.VARIANCE: var}
+    workspace = None
     if relu and primitive.workspace is not None:
-        workspace = site.builder.opaque(primitive.workspace)
-        writes[Arg.WORKSPACE] = workspace
-        site.builder.left["norm", site.first.reads[0], site.last.writes[0]] = workspace
-    site.builder.hints["norm", site.first.reads[0], x.dtype, relu] = primitive
+        workspace = writes[Arg.WORKSPACE] = site.builder.opaque(primitive.workspace)
+    rectified = (site.last.writes[0],) if relu else ()
+    origin = Origin("norm", site.first.reads[0], rectified)
+    site.builder.forward[origin] = Forward(primitive, workspace)
     site.primitive(primitive, {Arg.SRC: x, Arg.SCALE: gamma, Arg.SHIFT: beta}, writes)
     return True
 
@@ -78,11 +79,11 @@ def gradient(site: Site) -> bool:
         return False
     tensors = site.builder.tensors
     x, gamma, mean, var = (tensors[b] for b in site.last.reads[:4])
-    workspace = None
     given = site.last.reads[4]
+    rectified = (site.first.reads[0],) if relu else ()
+    forward = site.builder.forward.get(Origin("norm", site.last.reads[0], rectified))
+    workspace = forward.workspace if forward is not None else None
     if relu:
-        key = ("norm", site.last.reads[0], site.first.reads[0])
-        workspace = site.builder.left.get(key)
         if workspace is None or given != site.first.writes[0]:
             return False
         given = site.first.reads[1]
@@ -97,8 +98,9 @@ def gradient(site: Site) -> bool:
     dgamma, dbeta = (site.output(b) for b in sums)
     flags = _AFFINE | (Normalization.FUSE_NORM_RELU if relu else Normalization.NONE)
     try:
-        known = site.builder.hints.get(("norm", site.last.reads[0], x.dtype, relu))
-        hint = known or batch_normalization_forward(desc(x), desc(dx), op.eps, flags, training=True)
+        hint = None if forward is None else forward.primitive
+        if hint is None or hint.desc("src").dtype is not x.dtype:
+            hint = batch_normalization_forward(desc(x), desc(dx), op.eps, flags, training=True)
         primitive = batch_normalization_backward(
             desc(dx), desc(dy), desc(x), op.eps, flags, hint=hint
         )
@@ -185,9 +187,7 @@ def response(site: Site) -> bool:
     writes = {Arg.DST: out}
     if primitive.workspace is not None:
         writes[Arg.WORKSPACE] = site.builder.opaque(primitive.workspace)
-        key = ("lrn", site.first.reads[0], *_window(op).values())
-        site.builder.left[key] = writes[Arg.WORKSPACE]
-        site.builder.hints[key] = primitive
+        site.builder.forward[_origin(site)] = Forward(primitive, writes[Arg.WORKSPACE])
     site.primitive(primitive, {Arg.SRC: x}, writes)
     return True
 
@@ -201,20 +201,25 @@ def response_gradient(site: Site) -> bool:
         return False
     x, dy = (arranged(site, t) for t in site.inputs)
     dx = site.output(site.first.writes[0], last=True)
-    key = ("lrn", site.first.reads[0], *_window(op).values())
-    workspace, hint = site.builder.left.get(key), site.builder.hints.get(key)
+    forward = site.builder.forward.get(_origin(site))
     try:
+        hint = None if forward is None else forward.primitive
         hint = hint or lrn_forward(desc(x), desc(x), **_window(op), training=True)
         primitive = lrn_backward(desc(dx), desc(dy), desc(x), **_window(op), hint=hint)
     except OneDNNError:
         return False
     reads = {Arg.SRC: x, Arg.DIFF_DST: dy}
     if primitive.workspace is not None:
-        if workspace is None:
+        if forward is None or forward.workspace is None:
             return False
-        reads[Arg.WORKSPACE] = workspace
+        reads[Arg.WORKSPACE] = forward.workspace
     site.primitive(primitive, reads, {Arg.DIFF_SRC: dx})
     return True
+
+
+def _origin(site: Site) -> Origin:
+    """Response norm, and its gradient, by the operand and the window."""
+    return Origin("lrn", site.first.reads[0], tuple(_window(site.op).values()))
 
 
 def _window(op: Any) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Any
 from branchgraph.backends.onednn.bindings import OneDNNError
 from branchgraph.backends.onednn.kernels.common import arranged, computable, desc
 from branchgraph.backends.onednn.kernels.held import only_read_by
-from branchgraph.backends.onednn.plan import Site
+from branchgraph.backends.onednn.plan import Forward, Origin, Site
 from branchgraph.backends.onednn.primitives import (
     Arg,
     Pooling,
@@ -40,7 +40,6 @@ def maximum(site: Site) -> bool:
     out = site.output(site.first.writes[0], last=True)
     if _beside(op, x.shape, out.shape):
         return False
-    key = ("pool", site.first.reads[0], _geometry(op))
     differentiated = any(
         isinstance(r.op, MaxPoolIndex) and _geometry(r.op) == _geometry(op)
         for r in site.builder.readers(site.first.reads[0])
@@ -52,8 +51,7 @@ def maximum(site: Site) -> bool:
     if differentiated and primitive.workspace is not None:
         workspace = site.builder.opaque(primitive.workspace)
         writes[Arg.WORKSPACE] = workspace
-        site.builder.left[key] = workspace
-        site.builder.hints[key] = primitive
+        site.builder.forward[_origin(site)] = Forward(primitive, workspace)
     site.primitive(primitive, {Arg.SRC: x}, writes)
     return True
 
@@ -63,8 +61,7 @@ def positions(site: Site) -> bool:
     op = site.op
     if not isinstance(op, MaxPoolIndex) or not computable(*site.inputs):
         return False
-    key = ("pool", site.first.reads[0], _geometry(op))
-    hint = site.builder.hints.get(key)
+    forward = site.builder.forward.get(_origin(site))
     (x,) = site.inputs
     buffer = site.first.writes[0]
     shape = site.shape(buffer)
@@ -72,16 +69,16 @@ def positions(site: Site) -> bool:
     def scatters(reader: Instruction) -> bool:
         return isinstance(reader.op, ScatterPooled) and site.shape(reader.writes[0]) == x.shape
 
-    if hint is None or not only_read_by(site, buffer, scatters):
+    if forward is None or forward.workspace is None or not only_read_by(site, buffer, scatters):
         return False
     dx, dy = (desc(dense(0, t, site.inputs[0].dtype, last=True)) for t in (x.shape, shape))
     try:
         window = _window(op, x.shape, shape)
-        primitive = pooling_backward(Pooling.MAX, dx, dy, **window, hint=hint)
+        primitive = pooling_backward(Pooling.MAX, dx, dy, **window, hint=forward.primitive)
     except OneDNNError:
         return False
-    site.builder.hints["positions", buffer] = primitive
-    site.alias(buffer, site.builder.left[key])
+    site.builder.scatters[buffer] = primitive
+    site.alias(buffer, forward.workspace)
     return True
 
 
@@ -89,7 +86,7 @@ def scattered(site: Site) -> bool:
     """Gradients put where the maxima were: the gradient of max pooling."""
     if not isinstance(site.op, ScatterPooled):
         return False
-    primitive = site.builder.hints.get(("positions", site.first.reads[1]))
+    primitive = site.builder.scatters.get(site.first.reads[1])
     if primitive is None:
         return False
     dy, workspace = site.inputs
@@ -137,6 +134,11 @@ def average_gradient(site: Site) -> bool:
         return False
     site.primitive(primitive, {Arg.DIFF_DST: dy}, {Arg.DIFF_SRC: dx})
     return True
+
+
+def _origin(site: Site) -> Origin:
+    """Max pooling, and the positions of its maxima, by the operand and the windows."""
+    return Origin("max_pool", site.first.reads[0], _geometry(site.op))
 
 
 def _geometry(op: Any) -> tuple[Any, ...]:
