@@ -28,6 +28,8 @@ _POINTS = PATCH * PATCH
 _TRANSFORM = 5
 #: Bytes of weights that arrive in a cycle from the second-level cache, and from beyond it.
 _NEAR, _FAR, _NEAR_BYTES = 32, 4, 1_000_000
+#: Bytes of transformed weights that are written in a cycle.
+_PACKED = 9
 #: What share of the convolution's time must be left over.
 _GAIN = 0.9
 
@@ -40,7 +42,11 @@ def convolution(site: Site) -> bool:
     x, weight, *bias = (site.builder.tensors[b] for b in site.first.reads)
     appended = _epilogue(site)
     geometry = _geometry(site, op, x.shape, site.shape(site.first.writes[0]))
-    if appended is None or geometry is None or not _pays(geometry, x.shape[0]):
+    if (
+        appended is None
+        or geometry is None
+        or not _pays(geometry, x.shape[0], _packing(site, geometry, weight))
+    ):
         return False
     if not _floats(x, weight, *bias, *appended[1]) or not weight.row_major:
         return False
@@ -70,7 +76,7 @@ def data_gradient(site: Site) -> bool:
         return False
     pad = (2 - direct.pad[0], 2 - direct.pad[1])
     geometry = Geometry(direct.filters, direct.channels, direct.out, direct.size, pad, direct.lanes)
-    if not _pays(geometry, dy.shape[0]):
+    if not _pays(geometry, dy.shape[0], _packing(site, geometry, weight)):
         return False
     dy = arranged(site, dy)
     operands = [arranged(site, t) for t in operands]
@@ -177,7 +183,12 @@ def _geometry(site: Site, op: Any, size: Sequence[int], out: Sequence[int]) -> G
     return Geometry(size[1], out[1], (height, width), (down, across), (top, left), engine.lanes())
 
 
-def _pays(geometry: Geometry, images: int, *, sums: bool = False) -> bool:
+def _packing(site: Site, geometry: Geometry, weight: Tensor) -> float:
+    """Cycles of a run that transforming the weights takes."""
+    return 0.0 if site.builder.fixed(weight) else geometry.packed / _PACKED / library.threads()
+
+
+def _pays(geometry: Geometry, images: int, packing: float = 0.0, *, sums: bool = False) -> bool:
     """Whether it takes less time than the sums; `sums`: for the gradient in the weights."""
     g, threads = geometry, library.threads()
     work = winograd.work(g, images, threads)
@@ -194,7 +205,7 @@ def _pays(geometry: Geometry, images: int, *, sums: bool = False) -> bool:
         moved = g.packed * ceil(tiles / work.block) * (2 if sums else 1)
     transforms = tiles * _POINTS * (channels + filters) * _TRANSFORM
     weights = moved / (_NEAR if g.packed < _NEAR_BYTES else _FAR)
-    return products + transforms + weights < _GAIN * direct
+    return products + transforms + weights + packing < _GAIN * direct
 
 
 def _floats(*tensors: Tensor) -> bool:
