@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from branchgraph.codegen import engine
-from branchgraph.compiler import compile
+from branchgraph.compiler import Executable, compile
 from branchgraph.ir.gradient import vjp
 from branchgraph.ir.graph import Graph, Value
 from branchgraph.ir.ops.activation import Relu
@@ -55,6 +55,36 @@ def test_a_layer_with_its_sum_and_relu_is_one_kernel() -> None:
     y = net.graph.emit(Sum(), net.convolved(x, 32, bias=True), other)
     net.graph.output("y", net.graph.emit(Relu(), y))
     assert net.run().count(LLVM) == 1
+
+
+def places(executable: Executable) -> list[tuple[int, int]]:
+    """Where in the arena the buffers of the only plan start and end."""
+    (plan,) = executable._runner._plans[0].values()  # type: ignore[attr-defined]
+    start = plan.arena.ctypes.data
+    found = [(m.ctypes.data - start, m.nbytes) for m in plan.memories.values()]
+    return [(a, a + n) for a, n in found if 0 <= a < plan.arena.nbytes]
+
+
+def test_a_result_takes_the_place_of_what_is_added() -> None:
+    net = Net()
+    x, other = net.input(4, 32, 12, 11), net.input(4, 32, 12, 11)
+    net.graph.output("y", net.graph.emit(Sum(), net.convolved(x, 32), other))
+    net.run()
+    executable = compile(net.graph, "onednn")
+    executable.run(net.feeds)
+    planes = [p for p in places(executable) if p[1] - p[0] == 4 * 32 * 12 * 11 * 4]
+    assert len(planes) - len(set(planes)) == 1
+
+
+def test_a_result_does_not_take_the_place_of_what_is_convolved() -> None:
+    net = Net()
+    x = net.input(4, 32, 12, 11)
+    net.graph.output("y", net.graph.emit(Sum(), net.convolved(x, 32), x))
+    net.run()
+    executable = compile(net.graph, "onednn")
+    executable.run(net.feeds)
+    planes = [p for p in places(executable) if p[1] - p[0] == 4 * 32 * 12 * 11 * 4]
+    assert len(planes) == len(set(planes))
 
 
 def test_gradients_go_through_sums_and_relus_in_one_kernel() -> None:

@@ -8,7 +8,7 @@ states do not (packed weights, constants) lies outside the arena and is made whe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any
@@ -44,6 +44,8 @@ class Kernel:
     emit: Callable[[Place], list[Step]]
     #: The number of threads that it is made for, and runs with.
     threads: int = 1
+    #: (result, operand): the one may lie where the other did, if nothing reads that any more.
+    over: tuple[tuple[int, int], ...] = ()
 
     @property
     def buffers(self) -> tuple[int, ...]:
@@ -133,15 +135,18 @@ class Site:
     def add(
         self, name: str, reads: Iterable[int], writes: Iterable[int],
         emit: Callable[[Place], list[Step]],
+        over: Iterable[tuple[int, int]] = (),
     ) -> None:  # fmt: skip
-        """One kernel of this cluster."""
-        self.builder.add(Kernel(name, self.cluster, tuple(reads), tuple(writes), emit))
+        """One kernel of this cluster; `over` are results that may replace operands."""
+        kernel = Kernel(name, self.cluster, tuple(reads), tuple(writes), emit, over=tuple(over))
+        self.builder.add(kernel)
 
     def primitive(
-        self, primitive: Primitive, reads: Mapping[Any, Tensor], writes: Mapping[Any, Tensor]
-    ) -> None:
+        self, primitive: Primitive, reads: Mapping[Any, Tensor], writes: Mapping[Any, Tensor],
+        over: Iterable[tuple[int, int]] = (),
+    ) -> None:  # fmt: skip
         """One kernel that runs `primitive` over operands by argument number."""
-        self.builder.primitive(self.cluster, primitive, reads, writes)
+        self.builder.primitive(self.cluster, primitive, reads, writes, over=over)
 
 
 #: Makes the kernels of a cluster, or says that it cannot.
@@ -305,7 +310,7 @@ class Builder:
     def primitive(
         self, cluster: Cluster, primitive: Primitive, reads: Mapping[Any, Tensor],
         writes: Mapping[Any, Tensor],
-        name: str = "",
+        name: str = "", over: Iterable[tuple[int, int]] = (),
     ) -> None:  # fmt: skip
         """A kernel that runs `primitive`; its scratchpad is a buffer like any other."""
         arguments = {**reads, **writes}
@@ -326,7 +331,7 @@ class Builder:
 
         label = f"{name} {primitive.implementation}" if name else primitive.implementation
         read = tuple(t.buffer for t in reads.values())
-        self.add(Kernel(label, cluster, read, tuple(touched), emit))
+        self.add(Kernel(label, cluster, read, tuple(touched), emit, over=tuple(over)))
 
     # -- building ------------------------------------------------------------------------------
 
@@ -432,11 +437,15 @@ class Plan:
         outside = {*builder.imported, *builder.persistent, *builder.constants, *builder._states}
         numbers = [b for b in {**first, **dict.fromkeys(roots)} if b not in outside]
         end = len(kernels)
+        sizes = {b: _size(builder, b) for b in numbers}
+        hosts = _hosts(kernels, first, last, roots, sizes)
+        index = {b: number for number, b in enumerate(numbers)}
         requests = [
             Request(
-                _size(builder, b),
+                sizes[b],
                 0 if b in inputs else first.get(b, 0),
                 end if b in roots else last.get(b, 0),
+                inside=(index[hosts[b]], 0) if b in hosts else None,
             )
             for b in numbers
         ]
@@ -499,6 +508,21 @@ def _emitted(
     if now != threads and kernels:
         steps += switch(threads)
     return steps, spans
+
+
+def _hosts(
+    kernels: Sequence[Kernel], first: Mapping[int, int], last: Mapping[int, int],
+    roots: Container[int], sizes: Mapping[int, int],
+) -> dict[int, int]:  # fmt: skip
+    """Results that are computed where an operand lies that nothing reads any more."""
+    hosts: dict[int, int] = {}
+    for position, kernel in enumerate(kernels):
+        for result, operand in kernel.over:
+            dies = operand not in roots and last[operand] == position == first[result]
+            fits = sizes.get(result, -1) == sizes.get(operand)
+            if dies and fits and result not in hosts and operand not in hosts.values():
+                hosts[result] = operand
+    return hosts
 
 
 def _size(builder: Builder, buffer: int) -> int:

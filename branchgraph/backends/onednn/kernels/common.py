@@ -7,7 +7,8 @@ first, which costs a reorder.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -177,6 +178,24 @@ def ranked(tensor: Tensor, rank: int) -> Tensor | None:
 def plain(tensor: Tensor, shape: Shape) -> Tensor:
     """A dense tensor as a row-major one of another shape, its elements in the order they lie."""
     return tensor.viewed(shape, row_major(shape))
+
+
+def replaceable(
+    out: Tensor, operands: Iterable[Tensor], reads: Iterable[int]
+) -> list[tuple[int, int]]:
+    """(result, operand) for operands that lie as the result does.
+
+    `reads` are the buffers of all operands of a kernel that reads an element of `operands` before
+    it writes that of `out`, and no other later; what is read in another way as well is left out.
+    """
+    count = Counter(reads)
+    place = (out.shape, out.strides, out.dtype, 0)
+    return [
+        (out.buffer, t.buffer)
+        for t in operands
+        if count[t.buffer] == 1 and out.offset == 0
+        and (t.shape, t.strides, t.dtype, t.offset) == place
+    ]  # fmt: skip
 
 
 # -- post-ops ----------------------------------------------------------------------------------

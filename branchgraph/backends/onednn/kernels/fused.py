@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from branchgraph.backends.onednn import library
 from branchgraph.backends.onednn.clusters import Cluster
 from branchgraph.backends.onednn.elementwise import Body, translatable, wanted_outside
+from branchgraph.backends.onednn.kernels.common import replaceable
 from branchgraph.backends.onednn.plan import Place, Site, Step
 from branchgraph.backends.onednn.tensors import Tensor
 from branchgraph.codegen import engine, pointwise
@@ -94,7 +95,9 @@ def _add(site: Site, rows: Sequence[_Row]) -> None:
         ]
         return [pointwise.call(expression, placed, library.threads())]
 
-    site.add(f"llvm {_label(rows[0].body)} of {len(rows)}", reads, writes, emit)
+    read = [t.buffer for r in rows for t in r.inputs]
+    over = [pair for r in rows for out in r.outputs for pair in replaceable(out, r.inputs, read)]
+    site.add(f"llvm {_label(rows[0].body)} of {len(rows)}", reads, writes, emit, over)
 
 
 def _label(body: Body) -> str:

@@ -20,6 +20,7 @@ from branchgraph.backends.onednn.kernels.common import (
     computable,
     desc,
     post_ops,
+    replaceable,
     temporary,
     widened,
 )
@@ -109,9 +110,9 @@ def gradient(site: Site) -> bool:
     reads = {Arg.SRC: x, Arg.MEAN: mean, Arg.VARIANCE: var, Arg.SCALE: gamma, Arg.DIFF_DST: dy}
     if workspace is not None:
         reads[Arg.WORKSPACE] = workspace
-    site.primitive(
-        primitive, reads, {Arg.DIFF_SRC: dx, Arg.DIFF_SCALE: dgamma, Arg.DIFF_SHIFT: dbeta}
-    )
+    writes = {Arg.DIFF_SRC: dx, Arg.DIFF_SCALE: dgamma, Arg.DIFF_SHIFT: dbeta}
+    over = replaceable(dx, [dy], (t.buffer for t in reads.values()))
+    site.primitive(primitive, reads, writes, over)
     return True
 
 

@@ -15,6 +15,7 @@ from branchgraph.backends.onednn.kernels.common import (
     plain,
     post_ops,
     ranked,
+    replaceable,
 )
 from branchgraph.backends.onednn.kernels.host import follows_channels_last
 from branchgraph.backends.onednn.plan import Place, Site, Step
@@ -110,7 +111,9 @@ def _combined(
         primitive = binary(algorithm, desc(a), desc(b), desc(out), attributes=attributes)
     except OneDNNError:
         return False
-    site.primitive(primitive, {Arg.SRC: a, Arg.SRC_1: b, **others}, {Arg.DST: out})
+    reads = {Arg.SRC: a, Arg.SRC_1: b, **others}
+    over = replaceable(out, [a], (t.buffer for t in reads.values()))
+    site.primitive(primitive, reads, {Arg.DST: out}, over)
     return True
 
 
@@ -159,7 +162,8 @@ def function(site: Site) -> bool:
         primitive = eltwise_forward(found.algorithm, desc(x), desc(out), found.alpha, found.beta)
     except OneDNNError:
         return False
-    site.primitive(primitive, {Arg.SRC: x}, {Arg.DST: out})
+    over = replaceable(out, [x], [x.buffer])
+    site.primitive(primitive, {Arg.SRC: x}, {Arg.DST: out}, over)
     return True
 
 
@@ -180,7 +184,8 @@ def relu_gradient(site: Site) -> bool:
         )
     except OneDNNError:
         return False
-    site.primitive(primitive, {Arg.DST: y, Arg.DIFF_DST: dy}, {Arg.DIFF_SRC: out})
+    over = replaceable(out, [dy], [y.buffer, dy.buffer])
+    site.primitive(primitive, {Arg.DST: y, Arg.DIFF_DST: dy}, {Arg.DIFF_SRC: out}, over)
     return True
 
 

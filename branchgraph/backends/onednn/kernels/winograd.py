@@ -12,7 +12,7 @@ from math import ceil, prod
 from typing import Any
 
 from branchgraph.backends.onednn import library
-from branchgraph.backends.onednn.kernels.common import arranged, fpmath
+from branchgraph.backends.onednn.kernels.common import arranged, fpmath, replaceable
 from branchgraph.backends.onednn.plan import Place, Site, Step
 from branchgraph.backends.onednn.tensors import Tensor
 from branchgraph.codegen import engine, winograd
@@ -129,7 +129,8 @@ def _run(
         return [routine.call([*map(at, reads), at(out), at(scratch), images, *added], threads)]
 
     touched = [t.buffer for t in (*reads, *bias, *operands)]
-    site.add("llvm winograd", touched, [out.buffer, scratch], emit)
+    over = replaceable(out, operands, touched)
+    site.add("llvm winograd", touched, [out.buffer, scratch], emit, over)
 
 
 def _packed(site: Site, weight: Tensor, geometry: Geometry, *, turned: bool) -> Tensor:
