@@ -45,9 +45,11 @@ class Training:
     @staticmethod
     def of(
         graph: Graph, optimiser: Optimiser, *, backend: str = "numpy", store: Store | None = None,
-        seed: int = 0,
+        seed: int = 0, threads: int | None = None, fpmath: str = "strict",
     ) -> Training:  # fmt: skip
         """Specialise a declared network for training, differentiate its joint loss, compile.
+
+        `threads` and `fpmath` are those of `compile`.
 
         With a loss scale among the states, steps that overflow leave parameters and slots as they
         are (`passes.cast.SkipOverflow`).
@@ -59,7 +61,8 @@ class Training:
         whole = optimiser.attach(training)
         if any(state.role is Role.LOSS_SCALE for state in whole.reads):
             whole = SkipOverflow().apply(whole)
-        return Training(compile(whole, backend, store=store, seed=seed), store, optimiser)
+        step = compile(whole, backend, store=store, seed=seed, threads=threads, fpmath=fpmath)
+        return Training(step, store, optimiser)
 
 
 def train(
