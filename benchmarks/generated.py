@@ -5,7 +5,7 @@
     python benchmarks/generated.py --net lenet,resnet:depth=20 --batch 1,64
     python benchmarks/generated.py --net resnet:depth=20 --mode train --batch 8,64
 
-Both forms are the onednn backend in one process; one of them is planned with BRANCHGRAPH_GENERATED=0.
+Both forms are the onednn backend in one process, one planned with BRANCHGRAPH_GENERATED=0.
 For layers the times are those of the kernels of one op, with the packing of weights, for networks
 those of whole runs. Printed are medians of the fastest of `--rounds` rounds. What a machine shows
 that has other work means nothing.

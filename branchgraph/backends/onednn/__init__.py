@@ -6,7 +6,7 @@ import os
 from functools import cache
 
 from branchgraph.backends.onednn import library
-from branchgraph.backends.onednn.kernels import PRIMITIVES
+from branchgraph.backends.onednn.kernels import GENERATED, PRIMITIVES
 from branchgraph.backends.onednn.runner import OneDNNRunner
 from branchgraph.codegen import engine
 from branchgraph.compiler.backend import Options
@@ -34,7 +34,7 @@ class OneDNNBackend:
         return f"oneDNN {version}, {generated}, {library.threads()} threads"
 
     def primitives(self) -> tuple[str, ...]:
-        return PRIMITIVES
+        return PRIMITIVES if engine.missing() else tuple(sorted((*PRIMITIVES, *GENERATED)))
 
     def load(self, program: Program, options: Options) -> OneDNNRunner:
         """A runner; `MissingError` where libdnnl is not installed.

@@ -86,17 +86,20 @@ MAKERS: Mapping[str, Sequence[Maker]] = {
 }
 
 
-#: Ops that primitives or generated kernels carry out, in float32 and bfloat16 and where sizes are
-#: worth it; all others are NumPy's.
+#: Ops that the library's primitives carry out, and in many cases generated kernels, in float32 and
+#: bfloat16 and where sizes are worth it.
 PRIMITIVES = (
     "absolute", "add", "average_pool", "average_pool_gradient", "batch_norm_gradient",
-    "batch_norm_inference", "batch_norm_training", "broadcast_to", "clip", "compact", "concat",
-    "conv", "conv_transpose", "conv_weight_gradient", "cross_entropy", "dense", "divide", "elu",
-    "embed", "exit_score", "leaky_relu", "log_softmax", "lrn", "lrn_gradient", "matmul",
-    "max_pool", "max_pool_index", "maximum", "mean", "multiply", "negate", "pad", "product",
-    "reduce_mean", "reduce_sum", "relu", "relu_gradient", "sample_conv", "sample_conv_transpose",
-    "sample_conv_weight_gradient", "scatter", "scatter_pooled", "select", "sigmoid", "softmax",
-    "sqrt", "subtract", "sum", "tanh", "where",
+    "batch_norm_inference", "batch_norm_training", "broadcast_to", "concat", "conv",
+    "conv_transpose", "conv_weight_gradient", "dense", "divide", "elu", "embed", "leaky_relu",
+    "log_softmax", "lrn", "lrn_gradient", "matmul", "max_pool", "max_pool_index", "mean",
+    "multiply", "negate", "pad", "product", "reduce_mean", "reduce_sum", "relu",
+    "relu_gradient", "sample_conv", "sample_conv_transpose", "sample_conv_weight_gradient",
+    "scatter_pooled", "select", "sigmoid", "softmax", "sqrt", "subtract", "sum", "tanh",
+)  # fmt: skip
+#: Ops that only generated kernels carry out, in float32. All others are NumPy's.
+GENERATED = (
+    "clip", "compact", "cross_entropy", "exit_score", "maximum", "scatter", "where",
 )  # fmt: skip
 
 _WINDOWS = (Conv, ConvTranspose, ConvWeightGradient, MaxPool, AveragePool)
@@ -113,4 +116,4 @@ def enters_channels_last(builder: Builder, buffer: int) -> bool:
     )
 
 
-__all__ = ["MAKERS", "PRIMITIVES", "enters_channels_last", "epilogue"]
+__all__ = ["GENERATED", "MAKERS", "PRIMITIVES", "enters_channels_last", "epilogue"]
