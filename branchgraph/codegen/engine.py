@@ -167,4 +167,7 @@ def _compiler() -> _Compiler:
         ) from None
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
+    features = llvm.get_host_cpu_features()
+    if not (features.get("avx2") and features.get("fma")):
+        raise MissingError("generated kernels need a processor with AVX2 and FMA")
     return _Compiler(llvm, openmp)
