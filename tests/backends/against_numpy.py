@@ -33,7 +33,7 @@ ELEMENTARY = 8
 #: How much farther than NumPy a result may be from what float64 gives, if roundings are magnified.
 CONDITIONED = 8
 #: A result that only cancellation makes small is measured against this part of the largest one.
-CANCELLED = 1e-3
+CANCELLED = 5e-3
 
 Arrays = Mapping[Any, np.ndarray]
 
