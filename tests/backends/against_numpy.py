@@ -73,7 +73,7 @@ def _elements(type_: TensorType) -> int:
 
 def assert_agree(
     found: Arrays, expected: Arrays, count: int, what: str = "",
-    precise: Callable[[], Arrays] | None = None, cancelled: float = CANCELLED,
+    precise: Callable[[], Arrays] | None = None,
 ) -> None:  # fmt: skip
     """Equal names, shapes, dtypes, and numbers within `2 count` roundings; integers exactly.
 
@@ -92,7 +92,7 @@ def assert_agree(
         if unit is None:
             np.testing.assert_array_equal(actual, reference, err_msg=label)
             continue
-        scale = max(_magnitude(reference), cancelled * largest)
+        scale = max(_magnitude(reference), CANCELLED * largest)
         a, b = np.asarray(actual, np.float64), np.asarray(reference, np.float64)
         bound = 2 * count * unit * scale
         if precise is not None and not np.allclose(a, b, rtol=0, atol=bound, equal_nan=True):
@@ -118,7 +118,7 @@ def pair(graph: Graph, store: Store | None = None) -> tuple[Executable, Executab
 
 def check(
     graph: Graph, feeds: Mapping[str, Any], store: Store | None = None, *, runs: int = 1,
-    count: int | None = None, cancelled: float = CANCELLED,
+    count: int | None = None,
 ) -> None:  # fmt: skip
     """Outputs, gradients and updated states of oneDNN are those of NumPy, run after run."""
     expected, found = pair(graph, store)
@@ -130,7 +130,7 @@ def check(
         before = expected.store.copy()
         assert_agree(
             found.gradients(feeds), expected.gradients(feeds), count * runs, "gradient",
-            lambda: interpret(graph, feeds, before, precision=DType.F64).gradients, cancelled,
+            lambda: interpret(graph, feeds, before, precision=DType.F64).gradients,
         )  # fmt: skip
     updated = list(graph.updates)
     old, new = states_of(expected.store, updated), states_of(found.store, updated)

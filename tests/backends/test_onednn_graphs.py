@@ -28,7 +28,7 @@ from branchgraph.ir.verify import declared_ops
 from branchgraph.passes.checking import random_feeds, random_store
 from branchgraph.passes.specialise import specialise
 from branchgraph.training import Training
-from tests.backends.against_numpy import CANCELLED, assert_agree, check, pair, roundings
+from tests.backends.against_numpy import assert_agree, check, pair, roundings
 from tests.backends.libdnnl import require_libdnnl
 from tests.builders import (
     branches_of_every_kind,
@@ -80,32 +80,22 @@ def check_inference(graph: Graph, seed: int) -> None:
         check(form, feeds, store)
 
 
-def check_backward(graph: Graph, seed: int, cancelled: float = CANCELLED) -> None:
+def check_backward(graph: Graph, seed: int) -> None:
     """Loss, gradients and updates of one training step."""
     form = bound(learning(graph), BATCH)
-    store = random_store({*form.states}, list(form.states), seed)
-    check(form, random_feeds(form, seed), store, cancelled=cancelled)
+    check(form, random_feeds(form, seed), random_store({*form.states}, list(form.states), seed))
 
 
-@settings(max_examples=25, deadline=None, derandomize=True)
+@settings(max_examples=40, deadline=None, derandomize=True)
 @given(random_graphs(), st.integers(0, 3))
 def test_random_graphs_infer(graph: Graph, seed: int) -> None:
     check_inference(graph, seed)
 
 
-@settings(max_examples=25, deadline=None, derandomize=True)
+@settings(max_examples=40, deadline=None, derandomize=True)
 @given(random_graphs(), st.integers(0, 3))
 def test_random_graphs_train(graph: Graph, seed: int) -> None:
     check_backward(graph, seed)
-
-
-@pytest.mark.slow
-@settings(max_examples=200, deadline=None, derandomize=True)
-@given(random_graphs(), st.integers(0, 3))
-def test_many_random_graphs(graph: Graph, seed: int) -> None:
-    """One of them has the gradient of a batch norm's scale cancel, with the library's kernels."""
-    check_inference(graph, seed)
-    check_backward(graph, seed, cancelled=5e-3)
 
 
 #: Neighbouring seeds have different themes; those behind the first run with `--slow`.
